@@ -1,0 +1,1 @@
+"""Reusable parts of the MNIST notebook: one module per stage, imported one by one."""

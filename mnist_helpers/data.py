@@ -1,0 +1,188 @@
+"""Where the digits come from, what is done to them before a model sees them, and how they are served."""
+
+import hashlib
+import os
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torchvision.datasets import MNIST
+from torchvision.datasets.utils import extract_archive
+from torchvision.transforms import v2
+
+IMAGE_SIZE = 28
+NUM_PIXELS = IMAGE_SIZE * IMAGE_SIZE
+NUM_CLASSES = 10
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081  # of the 60,000 training pictures scaled to 0..1
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+RAW_FILES = {  # name: (bytes, md5) of the four files as their makers published them
+    "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624"),
+    "t10k-images-idx3-ubyte": (7_840_016, "2646ac647ad5339dbf082846283269ea"),
+    "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637"),
+}
+
+# uint8 [28, 28] or [batch, 28, 28] (or one PIL picture) -> float32 [1 or batch, 784]
+TRANSFORM = v2.Compose(
+    [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([MNIST_MEAN], [MNIST_STD]),
+        nn.Flatten(start_dim=-2),
+    ]
+)
+
+
+class DataError(RuntimeError):
+    """The digits cannot be had or cannot be trusted; the message says why and what to do."""
+
+
+class DataMissingError(DataError):
+    """No MNIST file was found and none could be downloaded."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Pictures `[N, 28, 28] uint8` (0 = paper, 255 = ink), their labels `[N] int64`, and where they are from."""
+
+    images: Tensor
+    labels: Tensor
+    name: str = "MNIST"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "Digits":
+        return Digits(self.images[index], self.labels[index], self.name)
+
+
+def load_digits(root: str | Path | None = None, download: bool = True) -> tuple[Digits, Digits]:
+    """Training and test digits: MNIST, or the small offline digits where MNIST cannot be had.
+
+    Damaged MNIST files raise `DataError`; they never lead to the offline digits.
+    """
+    try:
+        return load_mnist(root, download)
+    except DataMissingError:
+        return load_offline_digits()
+
+
+def load_mnist(root: str | Path | None = None, download: bool = True) -> tuple[Digits, Digits]:
+    """The 60,000 training and 10,000 test digits of MNIST (LeCun et al. 1998), checked byte by byte.
+
+    Looks in `root`, else in the folder named by the environment variable `MNIST_ROOT`, else in `data/`
+    under the project; where nothing is found, downloads to there. Raises `DataError` for a damaged or
+    missing file, `DataMissingError` when there is none at all.
+    """
+    root = Path(root or os.environ.get("MNIST_ROOT") or PROJECT_ROOT / "data").expanduser()
+    raw = root / "MNIST" / "raw"
+    if not any((raw / name).exists() or (raw / f"{name}.gz").exists() for name in RAW_FILES):
+        _download(root, download)
+    for name in RAW_FILES:
+        _check_raw_file(raw / name)
+    splits = [MNIST(root, train=train) for train in (True, False)]
+    return tuple(Digits(split.data, split.targets.long()) for split in splits)
+
+
+def load_offline_digits() -> tuple[Digits, Digits]:
+    """1,437 training and 360 test digits from scikit-learn's bundled 8x8 set, enlarged to 20x20 in 28x28."""
+    from sklearn.datasets import load_digits as load_bundled  # imported here: seconds, and rarely needed
+
+    bundled = load_bundled()
+    pictures = torch.from_numpy(bundled.images).float().unsqueeze(1) / 16
+    pictures = nn.functional.interpolate(pictures, size=20, mode="bicubic").clamp(0, 1)
+    pictures = nn.functional.pad(pictures, (4, 4, 4, 4)).squeeze(1)
+    images = (pictures * 255).round().to(torch.uint8)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    digits = Digits(images, torch.from_numpy(bundled.target).long(), "offline digits")
+    return digits[order[360:]], digits[order[:360]]
+
+
+def split_digits(digits: Digits, fraction: float = 1 / 12, seed: int = 0) -> tuple[Digits, Digits]:
+    """Two disjoint parts, the second with `fraction` of the digits (5,000 of 60,000); fixed by `seed`."""
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
+    held_out = round(len(digits) * fraction)
+    return digits[order[held_out:]], digits[order[:held_out]]
+
+
+def make_loader(digits: Digits, batch_size: int, shuffle: bool = False, seed: int = 0, transform=TRANSFORM):
+    """A `DataLoader` of `(pictures [batch, 784] float32, labels [batch] int64)`; the last batch may be short.
+
+    It reads and transforms a whole batch at a time (`batch_size=None` and a `BatchSampler`: "Loading batched
+    data" in the documentation of torch.utils.data), which makes it tens of times faster than one picture
+    after another. `shuffle` draws a new order every epoch, from the loader's own generator.
+    """
+    dataset = TensorDataset(digits.images, digits.labels)
+    generator = torch.Generator().manual_seed(seed)
+    order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    batches = BatchSampler(order, batch_size, drop_last=False)
+    collate = partial(_transform_batch, transform)
+    return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=collate, generator=generator)
+
+
+def invert_transform(pixels: Tensor) -> Tensor:
+    """The pictures `[batch, 28, 28] uint8` that `TRANSFORM` turned into `pixels [batch, 784] float32`."""
+    scaled = pixels * MNIST_STD + MNIST_MEAN
+    return (scaled * 255).round().clamp(0, 255).to(torch.uint8).unflatten(-1, (IMAGE_SIZE, IMAGE_SIZE))
+
+
+def _transform_batch(transform, batch):
+    images, labels = batch
+    return (images if transform is None else transform(images)), labels
+
+
+def _check_raw_file(path: Path) -> None:
+    size, md5 = RAW_FILES[path.name]
+    archive = path.with_name(f"{path.name}.gz")
+    content = path.read_bytes() if path.exists() else None
+    if content is not None and hashlib.md5(content).hexdigest() == md5:
+        return
+    if archive.exists() and hashlib.md5(archive.read_bytes()).hexdigest() == dict(MNIST.resources)[archive.name]:
+        extract_archive(archive, path.parent)
+        return
+    if content is None:
+        cause = "is missing"
+    elif content.lstrip()[:1] == b"<":
+        cause = "is a web page, not a data file"
+    elif len(content) != size:
+        cause = f"has {len(content):,} bytes instead of {size:,}"
+    else:
+        cause = f"has the right size but other contents (md5 is not {md5})"
+    raise DataError(
+        f"{path} {cause}. Delete the folder {path.parent} and load again to download it anew, "
+        f"or put an intact {path.name} or {archive.name} there."
+    )
+
+
+def _download(root: Path, allowed: bool) -> None:
+    cause = "downloading was not asked for (download=False)"
+    if allowed:
+        try:
+            with _socket_timeout(20):
+                MNIST(root, download=True)
+            return
+        except (OSError, RuntimeError) as error:  # torchvision's own error is a RuntimeError
+            cause = str(error).strip().splitlines()[-1]
+    files = "".join(f"\n  {name}.gz or {name} ({size:,} bytes)" for name, (size, _) in RAW_FILES.items())
+    raise DataMissingError(
+        f"No MNIST in {root / 'MNIST' / 'raw'}, and the download failed: {cause}\n"
+        f"Copy these four files there from a machine that has them:{files}"
+    )
+
+
+@contextmanager
+def _socket_timeout(seconds: float):
+    """A stalled server ends in an error, not in waiting for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

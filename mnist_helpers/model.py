@@ -1,0 +1,115 @@
+"""The network, and keeping it in a file."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mnist_helpers.data import NUM_CLASSES, NUM_PIXELS
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+class ModelError(RuntimeError):
+    """A model file cannot be used; the message says why and what to do."""
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: pixels `[batch, 784] float32` -> logits `[batch, 10] float32`."""
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (512, 512),
+        activation: str = "relu",
+        batch_norm: bool = True,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        sizes = [NUM_PIXELS, *hidden]
+        layers = []
+        for inputs, outputs in pairwise(sizes):
+            layers.append(nn.Linear(inputs, outputs))
+            layers.append(nn.BatchNorm1d(outputs) if batch_norm else nn.Identity())
+            layers.append(ACTIVATIONS[activation]())
+            layers.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], NUM_CLASSES))
+        # Kept with the weights, so that a saved file alone tells which network it belongs to.
+        self.register_buffer("activation", torch.tensor(float(list(ACTIVATIONS).index(activation))))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits, the unnormalised scores of the ten digits; `ValueError` names a wrong shape or dtype."""
+        if pixels.ndim < 2 or pixels[0].numel() != NUM_PIXELS or pixels.dtype != torch.float32:
+            raise ValueError(
+                f"expected [batch, 784] or [batch, 28, 28] float32, got {list(pixels.shape)} "
+                f"{str(pixels.dtype).removeprefix('torch.')}: pass pictures through TRANSFORM first"
+            )
+        return self.layers(pixels.flatten(1))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers training may change."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_model(model: nn.Module, path: str | Path) -> None:
+    """`torch.save(model.state_dict(), path)`, in such a way that a crash leaves the old file or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(model.state_dict(), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_model(path: str | Path) -> MLP:
+    """The `MLP` saved in `path`, on the CPU, ready to evaluate; its sizes are read off the weights.
+
+    Only tensors are read, no code is run. Raises `ModelError` for a file that is missing, damaged or
+    something else.
+    """
+    state = _read_state(Path(path))
+    try:
+        weights = [value for value in state.values() if value.ndim == 2]
+        activation = list(ACTIVATIONS)[int(state["activation"])]
+        batch_norm = any(key.endswith("running_mean") for key in state)
+        model = MLP([len(weight) for weight in weights[:-1]], activation, batch_norm)
+        model.load_state_dict(state)
+    except (AttributeError, KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path} holds no MLP for digits as `save_model` writes it ({error!r:.200})") from None
+    return model.eval()
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The dictionary of tensors in `path`, or a `ModelError` that says what is there instead."""
+    cure = "Run the notebook again, or take an intact copy."
+    try:
+        head = path.read_bytes()[:64].lstrip()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}). {cure}") from None
+    if not head:
+        raise ModelError(f"{path} is empty: saving was interrupted. {cure}")
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path} is only a pointer to a file in Git LFS: fetch it with `git lfs pull`.")
+    if head.startswith(b"<"):
+        raise ModelError(f"{path} is a web page, not a model: download the file itself.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise ModelError(f"{path} is damaged: the checksum of {broken} is wrong. {cure}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile:
+        raise ModelError(f"{path} is truncated or no model file. {cure}") from None
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"{path} holds more than weights; its code was not run. Save `model.state_dict()` instead of the "
+            "model, and load only files whose origin you know."
+        ) from None
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} holds a {type(state).__name__}, not the weights of a model. {cure}")
+    return state
