@@ -4,15 +4,14 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from mnist_helpers.data import Digits, make_loader
+from mnist_helpers.evaluation import Evaluation, evaluate
 from mnist_helpers.model import ACTIVATIONS, MLP
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -62,29 +61,6 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a model says about `N` digits: logits `[N, 10] float32` beside the true labels `[N] int64`."""
-
-    logits: Tensor
-    labels: Tensor
-
-    @cached_property
-    def loss(self) -> float:
-        """Mean cross-entropy over all digits, in nats."""
-        return F.cross_entropy(self.logits, self.labels).item()
-
-    @cached_property
-    def predictions(self) -> Tensor:
-        """The digit of highest probability, `[N] int64`."""
-        return self.logits.argmax(dim=1)
-
-    @cached_property
-    def accuracy(self) -> float:
-        """Fraction of digits predicted right."""
-        return (self.predictions == self.labels).float().mean().item()
-
-
-@dataclass(frozen=True)
 class Epoch:
     """The record of one epoch; `model` is the network after the latest complete epoch, ready to evaluate."""
 
@@ -124,17 +100,6 @@ def train_epoch(model, loader: DataLoader, loss_function, optimizer, device="cpu
             after_step()
         total += loss.item() * len(labels)
     return total / len(loader.dataset)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, device="cpu") -> Evaluation:
-    """The model's answers for every digit of `loader`; the model is left in the mode it was in."""
-    training = model.training
-    model.eval()
-    answers = [(model(pixels.to(device)).cpu(), labels) for pixels, labels in loader]
-    model.train(training)
-    logits, labels = zip(*answers, strict=True)
-    return Evaluation(torch.cat(logits), torch.cat(labels))
 
 
 def fit(config: Config, train: Digits, validation: Digits, device="cpu") -> Iterator[Epoch]:

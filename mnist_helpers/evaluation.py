@@ -1,0 +1,69 @@
+"""How good a model is, and how sure one may be of that."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mnist_helpers.data import NUM_CLASSES
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says about `N` digits: logits `[N, 10] float32` beside the true labels `[N] int64`."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean cross-entropy over all digits, in nats."""
+        return F.cross_entropy(self.logits, self.labels).item()
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits, `[N, 10] float32`."""
+        return self.logits.softmax(dim=1)
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The digit of highest probability, `[N] int64`."""
+        return self.logits.argmax(dim=1)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """Whether each prediction is right, `[N] bool`."""
+        return self.predictions == self.labels
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Fraction of digits predicted right."""
+        return self.right.double().mean().item()
+
+    @cached_property
+    def accuracy_per_digit(self) -> Tensor:
+        """Fraction predicted right among the pictures of each digit, `[10] float32`."""
+        return torch.stack([self.right[self.labels == digit].float().mean() for digit in range(NUM_CLASSES)])
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95% confidence interval of the accuracy (Wilson 1927), for `N` digits drawn at random."""
+        n, p, z = len(self.labels), self.accuracy, 1.96
+        center = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return center - half, center + half
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: DataLoader, device="cpu") -> Evaluation:
+    """The model's answers for every digit of `loader`; the model is left in the mode it was in."""
+    training = model.training
+    model.eval()
+    answers = [(model(pixels.to(device)).cpu(), labels) for pixels, labels in loader]
+    model.train(training)
+    logits, labels = zip(*answers, strict=True)
+    return Evaluation(torch.cat(logits), torch.cat(labels))

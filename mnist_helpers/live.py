@@ -1,0 +1,72 @@
+"""What moves in the notebook while training runs, and what stays of it in the saved file."""
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+
+from mnist_helpers.plots import plot_history
+from mnist_helpers.training import Epoch
+
+
+def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Iterator[Epoch]:
+    """Hand on every record of `fit`, drawing the curves so far; at most 3% of the time goes into drawing.
+
+    The stop button ends the loop after the last complete epoch, whose record (and model) stays usable.
+    """
+    history, started, drawn, cost = [], time.perf_counter(), 0.0, 0.0
+    handle = display(_show_progress(history, total, title, 0), raw=True, display_id=True)
+    note = ""
+    try:
+        for epoch in epochs:
+            history.append(epoch)
+            now = time.perf_counter()
+            if handle is not None and now - drawn > 35 * cost:
+                handle.update(_show_progress(history, total, title, now - started), raw=True)
+                drawn = time.perf_counter()
+                cost = drawn - now
+            yield epoch
+    except KeyboardInterrupt:
+        if not history:
+            raise
+        note = f", stopped: the model of epoch {len(history)} is kept"
+    finally:
+        if handle is not None and history:
+            handle.update(_show_result(history, title, time.perf_counter() - started, note), raw=True)
+
+
+def describe_epoch(epoch: Epoch) -> str:
+    """One line of numbers."""
+    return (
+        f"epoch {epoch.number:>3}   loss {epoch.train_loss:.4f} training, {epoch.validation_loss:.4f} "
+        f"validation   accuracy {epoch.validation_accuracy:.2%}   {epoch.seconds:.1f} s"
+    )
+
+
+def _show_progress(history: list[Epoch], total: int, title: str, seconds: float) -> dict:
+    done = len(history)
+    left = f"{seconds / done * (total - done):.0f} s left" if done else "first epoch"
+    line = describe_epoch(history[-1]) if history else "starting"
+    image = base64.b64encode(_render(plot_history(history, total, title))).decode()
+    html = (
+        f'<progress value="{done}" max="{total}"></progress> {done}/{total} epochs, {left}'
+        f'<pre style="margin:4px 0">{line}</pre><img alt="training curves" src="data:image/png;base64,{image}">'
+    )
+    return {"text/html": html, "text/plain": f"{title}: {done}/{total} epochs, {left}"}
+
+
+def _show_result(history: list[Epoch], title: str, seconds: float, note: str) -> dict:
+    last = history[-1]
+    result = f"{title}: {last.validation_accuracy:.2%} of the validation digits right after {len(history)} epochs"
+    figure = plot_history(history, len(history), f"{result}, {seconds:.0f} s{note}")
+    table = "\n".join([f"{result}{note}", *map(describe_epoch, history)])
+    return {"image/png": base64.b64encode(_render(figure)).decode(), "text/plain": table}
+
+
+def _render(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
