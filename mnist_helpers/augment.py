@@ -44,7 +44,13 @@ class RandomWarp:
     def _draw_affine(self, batch: int, size: int) -> Tensor:
         """Matrices `[batch, 2, 3]` that map a place in the new picture to the place it is copied from."""
         draws = torch.rand(6, batch, generator=self.generator) * 2 - 1
-        largest = [math.radians(self.rotation), self.scale, self.scale, self.shear, *[self.shift * 2 / size] * 2]
+        largest = [
+            math.radians(self.rotation),
+            self.scale,
+            self.scale,
+            self.shear,
+            *[self.shift * 2 / size] * 2,
+        ]
         angle, width, height, shear, right, down = draws * torch.tensor(largest)[:, None] * self.strength
         cos, sin, width, height = angle.cos(), angle.sin(), 1 + width, 1 + height
         rows = [

@@ -112,16 +112,20 @@ def split_digits(digits: Digits, fraction: float = 1 / 12, seed: int = 0) -> tup
     return digits[order[held_out:]], digits[order[:held_out]]
 
 
-def make_loader(digits: Digits, batch_size: int, shuffle: bool = False, seed: int = 0, transform=TRANSFORM):
+def make_loader(
+    digits: Digits, batch_size: int, shuffle: bool = False, seed: int = 0, transform=TRANSFORM, order=None
+) -> DataLoader:
     """A `DataLoader` of `(pictures [batch, 784] float32, labels [batch] int64)`; the last batch may be short.
 
     It reads and transforms a whole batch at a time (`batch_size=None` and a `BatchSampler`: "Loading batched
     data" in the documentation of torch.utils.data), which makes it tens of times faster than one picture
-    after another. `shuffle` draws a new order every epoch, from the loader's own generator.
+    after another. `shuffle` draws a new order every epoch, from the loader's own generator; a sampler in
+    `order` decides the order instead.
     """
     dataset = TensorDataset(digits.images, digits.labels)
     generator = torch.Generator().manual_seed(seed)
-    order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
+    if order is None:
+        order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
     batches = BatchSampler(order, batch_size, drop_last=False)
     collate = partial(_transform_batch, transform)
     return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=collate, generator=generator)
@@ -144,7 +148,10 @@ def _check_raw_file(path: Path) -> None:
     content = path.read_bytes() if path.exists() else None
     if content is not None and hashlib.md5(content).hexdigest() == md5:
         return
-    if archive.exists() and hashlib.md5(archive.read_bytes()).hexdigest() == dict(MNIST.resources)[archive.name]:
+    if (
+        archive.exists()
+        and hashlib.md5(archive.read_bytes()).hexdigest() == dict(MNIST.resources)[archive.name]
+    ):
         extract_archive(archive, path.parent)
         return
     if content is None:

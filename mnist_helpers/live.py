@@ -1,6 +1,7 @@
 """What moves in the notebook while training runs, and what stays of it in the saved file."""
 
 import base64
+import inspect
 import io
 import time
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def describe_epoch(epoch: Epoch) -> str:
     )
 
 
+def show_source(*objects) -> Markdown:
+    """The code of functions or classes of the package, as one coloured block."""
+    return Markdown("```python\n" + "\n\n".join(inspect.getsource(item) for item in objects) + "```")
+
+
 def _show_progress(history: list[Epoch], total: int, title: str, seconds: float) -> dict:
     done = len(history)
     left = f"{seconds / done * (total - done):.0f} s left" if done else "first epoch"
@@ -53,14 +59,17 @@ def _show_progress(history: list[Epoch], total: int, title: str, seconds: float)
     image = base64.b64encode(_render(plot_history(history, total, title))).decode()
     html = (
         f'<progress value="{done}" max="{total}"></progress> {done}/{total} epochs, {left}'
-        f'<pre style="margin:4px 0">{line}</pre><img alt="training curves" src="data:image/png;base64,{image}">'
+        f'<pre style="margin:4px 0">{line}</pre>'
+        f'<img alt="training curves" src="data:image/png;base64,{image}">'
     )
     return {"text/html": html, "text/plain": f"{title}: {done}/{total} epochs, {left}"}
 
 
 def _show_result(history: list[Epoch], title: str, seconds: float, note: str) -> dict:
     last = history[-1]
-    result = f"{title}: {last.validation_accuracy:.2%} of the validation digits right after {len(history)} epochs"
+    result = (
+        f"{title}: {last.validation_accuracy:.2%} of the validation digits right after {len(history)} epochs"
+    )
     figure = plot_history(history, len(history), f"{result}, {seconds:.0f} s{note}")
     table = "\n".join([f"{result}{note}", *map(describe_epoch, history)])
     return {"image/png": base64.b64encode(_render(figure)).decode(), "text/plain": table}

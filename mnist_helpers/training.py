@@ -1,18 +1,22 @@
 """Teaching the network: the knobs, the training loop, and how good the result is."""
 
+import copy
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
-from mnist_helpers.data import Digits, make_loader
-from mnist_helpers.evaluation import Evaluation, evaluate
+from mnist_helpers.augment import RandomWarp
+from mnist_helpers.data import TRANSFORM, Digits, make_loader
+from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import ACTIVATIONS, MLP
+from mnist_helpers.sampling import HardDigits
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "one-cycle")
@@ -36,6 +40,8 @@ class Config:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     averaging: float = 0.0  # decay per step of the weights' moving average; 0 = the last weights
+    warp: float = 0.0  # strength of the random warps; 1 = what suits a long training
+    practice: float = 1.0  # fraction of the digits shown each epoch; below 1, hard ones more often
     batch_size: int = 64
     epochs: int = 5
     seed: int = 0
@@ -52,7 +58,10 @@ class Config:
             "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             "averaging": (0 <= self.averaging < 1, "at least 0 and below 1"),
-            "batch_size": (isinstance(self.batch_size, int) and self.batch_size > 1, "a whole number above 1"),
+            "batch_size": (
+                isinstance(self.batch_size, int) and self.batch_size > 1,
+                "a whole number above 1",
+            ),
             "epochs": (isinstance(self.epochs, int) and self.epochs > 0, "a whole number above 0"),
         }
         for knob, (good, want) in wanted.items():
@@ -86,52 +95,82 @@ def choose_device() -> tuple[torch.device, str]:
         return torch.device("cpu"), f"{found} was found but failed: {str(error).splitlines()[0]}"
 
 
-def train_epoch(model, loader: DataLoader, loss_function, optimizer, device="cpu", after_step=None) -> float:
-    """Show every batch to the model once and improve it after each; returns the mean loss per digit."""
+def train_epoch(
+    model, loader, loss_function, optimizer, device="cpu", scheduler=None, average=None
+) -> Tensor:
+    """Show the model every batch of `loader` once and improve it after each.
+
+    `loss_function` gives one loss per digit (`reduction="none"`); they are returned, `[N] float32`, in the
+    order of the loader. After every step `scheduler` sets the next learning rate and `average` takes in the
+    new weights, where they are given.
+    """
     model.train()
-    total = 0.0
+    losses = []
     for pixels, labels in loader:
-        pixels, labels = pixels.to(device), labels.to(device)
+        loss = loss_function(model(pixels.to(device)), labels.to(device))
         optimizer.zero_grad()
-        loss = loss_function(model(pixels), labels)
-        loss.backward()
+        loss.mean().backward()
         optimizer.step()
-        if after_step is not None:
-            after_step()
-        total += loss.item() * len(labels)
-    return total / len(loader.dataset)
+        losses.append(loss.detach())
+        if scheduler is not None:
+            scheduler.step()
+        if average is not None:
+            average.update_parameters(model)
+    return torch.cat(losses).cpu()
 
 
-def fit(config: Config, train: Digits, validation: Digits, device="cpu") -> Iterator[Epoch]:
+def fit(
+    config: Config, train: Digits, validation: Digits | None, device="cpu", transform=TRANSFORM, shuffle=True
+) -> Iterator[Epoch]:
     """Train a fresh `MLP`; yields a record after every epoch, so the loop over epochs stays with the caller.
 
     Model, optimizer and data order all come from `config` and its seed: the same call gives the same result.
     Raises `TrainingError` when the loss stops being a number; the records yielded before keep their model.
     """
-    loader = make_loader(train, config.batch_size, shuffle=True, seed=config.seed)
-    validation_loader = make_loader(validation, batch_size=1000)
+    loader = make_training_loader(config, train, transform, shuffle)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = MLP(config.hidden, config.activation, config.batch_norm, config.dropout).to(device)
-        finished = MLP(config.hidden, config.activation, config.batch_norm).to(device).eval()
-    loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    finished = copy.deepcopy(model).eval()
+    loss_function = nn.CrossEntropyLoss(reduction="none", label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(config, model)
-    after_step, averaged = make_after_step(config, model, optimizer, steps=config.epochs * len(loader))
+    scheduler = make_scheduler(config, optimizer, steps=config.epochs * len(loader))
+    average = make_average(config, model)
     for number in range(1, config.epochs + 1):
         start = time.perf_counter()
         with torch.random.fork_rng(devices=[]):  # dropout draws from here; nobody else's numbers move
             torch.manual_seed(config.seed * 1000 + number)
-            train_loss = train_epoch(model, loader, loss_function, optimizer, device, after_step)
-        if not math.isfinite(train_loss):
+            losses = train_epoch(model, loader, loss_function, optimizer, device, scheduler, average)
+        if not losses.isfinite().all():
             raise TrainingError(
-                f"the loss became {train_loss} in epoch {number} (learning rate {config.learning_rate:g}, "
-                f"batch size {config.batch_size}): try a learning rate ten times lower"
+                f"the loss became {losses.mean().item()} in epoch {number} with learning rate "
+                f"{config.learning_rate:g} and batch size {config.batch_size}: try a rate ten times lower"
             )
-        finished.load_state_dict(averaged.state_dict())
-        result = evaluate(finished, validation_loader, device)
-        rate = optimizer.param_groups[0]["lr"]
-        seconds = time.perf_counter() - start
-        yield Epoch(number, train_loss, result.loss, result.accuracy, rate, seconds, finished)
+        if config.practice < 1:
+            loader.sampler.sampler.update(losses)
+        finished.load_state_dict((average.module if average else model).state_dict())
+        result = evaluate(finished, make_loader(validation, 1000), device) if validation else None
+        yield Epoch(
+            number=number,
+            train_loss=losses.mean().item(),
+            validation_loss=result.loss if result else math.nan,
+            validation_accuracy=result.accuracy if result else math.nan,
+            learning_rate=optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - start,
+            model=finished,
+        )
+
+
+def make_training_loader(
+    config: Config, train: Digits, transform=TRANSFORM, shuffle: bool = True
+) -> DataLoader:
+    """The loader that `fit` trains from: digits warped, and hard ones more often, where `config` says so."""
+    if config.warp:
+        transform = v2.Compose([RandomWarp(config.warp, seed=config.seed), transform])
+    order = None
+    if config.practice < 1:
+        order = HardDigits(len(train), config.practice, torch.Generator().manual_seed(config.seed))
+    return make_loader(train, config.batch_size, shuffle, config.seed, transform, order)
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -146,22 +185,15 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return kind(groups, config.learning_rate, fused=True)
 
 
-def make_after_step(config: Config, model: nn.Module, optimizer, steps: int):
-    """What happens after every optimizer step, and the model that it leaves to be evaluated.
-
-    The learning rate follows `config.schedule` over `steps` steps; with `config.averaging` the model to
-    evaluate is the exponential moving average of the weights (Polyak and Juditsky 1992), else `model` itself.
-    """
-    scheduler = averaged = None
+def make_scheduler(config: Config, optimizer, steps: int):
+    """What moves the learning rate after each of `steps` steps, or None where it is constant."""
     if config.schedule == "one-cycle":  # Smith and Topin 2018: warm up, then anneal to almost nothing
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, steps)
-    if config.averaging:
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.averaging), use_buffers=True)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, steps)
+    return None
 
-    def after_step():
-        if scheduler is not None:
-            scheduler.step()
-        if averaged is not None:
-            averaged.update_parameters(model)
 
-    return after_step, averaged.module if averaged is not None else model
+def make_average(config: Config, model: nn.Module) -> AveragedModel | None:
+    """The exponential moving average of the weights over the steps (Polyak and Juditsky 1992), if wanted."""
+    if not config.averaging:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.averaging), use_buffers=True)
