@@ -1,0 +1,178 @@
+"""Every figure of the notebook: each function takes numbers or pictures and returns a `Figure`."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
+
+BLUE, ORANGE, GREEN, PINK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+)  # Okabe and Ito: safe for colour-blind eyes
+GREY = "#999999"
+COLOURS = [BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000"]
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "legend.frameon": False,
+    "figure.facecolor": "white",  # legible on a dark page too
+}
+
+
+def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 3.4), **options):
+    """An empty figure in the notebook's style, and its axes (an array where there are several)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        return figure, figure.subplots(rows, columns, **options)
+
+
+def plot_digits(
+    images: Tensor, captions: Sequence | None = None, title: str = "", columns: int = 10
+) -> Figure:
+    """Pictures `[N, 28, 28]` in rows, dark ink on light paper, each with its caption above."""
+    rows = -(-len(images) // columns)
+    height = 1.0 if captions is None else 1.22
+    figure, axes = make_axes(rows, columns, (9, rows * height + 0.4), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for place, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        show_picture(ax, image)
+        if captions is not None:
+            ax.set_title(captions[place], fontsize=10, loc="center", pad=3)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def show_picture(ax, image: Tensor, **options) -> None:
+    """One picture `[28, 28]`, its pixels unsmoothed, without axes."""
+    ax.imshow(image, cmap="gray_r", interpolation="nearest", **options)
+    ax.axis("off")
+
+
+def plot_classes(counts: Sequence[int], means: Tensor, title: str) -> Figure:
+    """How many pictures `[10]` there are of each digit, above the mean picture `[10, 28, 28]` of each."""
+    figure, axes = make_axes(2, 10, (9, 3.6), height_ratios=[2, 1])
+    for ax in axes[0]:
+        ax.remove()
+    ax = figure.add_subplot(axes[0, 0].get_gridspec()[0, :])
+    ax.bar(range(10), counts, color=BLUE)
+    ax.bar_label(ax.containers[0], fmt="{:,.0f}", fontsize=9)
+    ax.set(title=title, xticks=range(10), ylabel="pictures", xlim=(-0.5, 9.5))
+    ax.grid(axis="x", visible=False)
+    for ax, mean in zip(axes[1], means, strict=True):
+        show_picture(ax, mean)
+    return figure
+
+
+def plot_pixels(values: Mapping[str, Tensor], title: str) -> Figure:
+    """Histograms of pixel values, one panel for each stage of the preprocessing."""
+    figure, axes = make_axes(1, len(values), (9, 2.9), sharey=True)
+    for ax, (name, pixels) in zip(axes, values.items(), strict=True):
+        ax.hist(np.asarray(pixels).ravel(), bins=50, color=BLUE, log=True)
+        ax.axvline(float(pixels.float().mean()), color=ORANGE, label="mean")
+        ax.set(title=name, xlabel="pixel value")
+    axes[0].set_ylabel("pixels (log scale)")
+    axes[-1].legend()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def plot_lines(
+    x: Sequence, lines: Mapping[str, Sequence], title: str, xlabel: str, ylabel: str, **axis
+) -> Figure:
+    """Named lines over common `x`; `axis` goes to `ax.set` (scales, limits)."""
+    figure, ax = make_axes()
+    for name, y in lines.items():
+        ax.plot(x, y, "o-", label=name, markersize=4)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **axis)
+    if len(lines) > 1:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_history(history: Sequence, total: int, title: str) -> Figure:
+    """Loss and accuracy after each epoch of `fit`; the axis has room for all `total` epochs."""
+    figure, (left, right) = make_axes(1, 2, (9, 3.1))
+    numbers = [epoch.number for epoch in history]
+    left.plot(numbers, [epoch.train_loss for epoch in history], ".-", label="training", color=ORANGE)
+    left.plot(numbers, [epoch.validation_loss for epoch in history], ".-", label="validation", color=BLUE)
+    left.set(ylabel="mean loss (nats)", yscale="log")
+    left.legend()
+    right.plot(numbers, [1 - epoch.validation_accuracy for epoch in history], ".-", color=BLUE)
+    right.set(ylabel="validation digits wrong", yscale="log")
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    right.yaxis.set_minor_formatter(PercentFormatter(1, decimals=1))
+    right.tick_params(axis="y", which="minor", labelsize=9)
+    for ax in (left, right):
+        ax.set(xlabel="epoch", xlim=(0.5, max(total, 2) + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def plot_confusion(matrix: np.ndarray, accuracies: Sequence[float], title: str) -> Figure:
+    """Counts `[10, 10]` of true (row) against predicted digit, and the accuracy `[10]` of each true digit."""
+    figure, (left, right) = make_axes(1, 2, (9, 4.2), width_ratios=[1.25, 1])
+    errors = matrix - np.diag(np.diag(matrix))
+    left.imshow(errors, cmap="Oranges")
+    for row, column in np.argwhere(matrix):
+        diagonal = row == column
+        left.text(
+            column,
+            row,
+            matrix[row, column],
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=GREY if diagonal else "k",
+        )
+    left.set(title=title, xlabel="predicted digit", ylabel="true digit", xticks=range(10), yticks=range(10))
+    left.grid(visible=False)
+    right.barh(range(10), accuracies, color=BLUE)
+    right.bar_label(
+        right.containers[0], fmt="{:.2%}", label_type="edge", padding=-44, color="white", fontsize=9
+    )
+    right.set(title="accuracy per digit", yticks=range(10), xlim=(min(accuracies) - 0.02, 1))
+    right.invert_yaxis()
+    right.xaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def plot_calibration(probabilities: Tensor, right: Tensor, title: str) -> Figure:
+    """Is it right as often as it says? And how sure is it when right, and when wrong? (`[N, 10]`, `[N]`)"""
+    figure, (left, middle) = make_axes(1, 2, (9, 3.2))
+    confidence, right = probabilities.max(dim=1).values.numpy(), right.numpy()
+    edges = np.quantile(confidence, np.linspace(0, 1, 21))
+    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, 19)
+    stated = [confidence[bins == b].mean() for b in range(20) if (bins == b).any()]
+    true = [right[bins == b].mean() for b in range(20) if (bins == b).any()]
+    left.plot([0, 1], [0, 1], color=GREY, label="perfectly calibrated")
+    left.plot(stated, true, "o", color=BLUE, label="a twentieth of the digits each")
+    low = min(*stated, *true) - 0.02
+    left.set(
+        title=title, xlabel="stated probability", ylabel="fraction right", xlim=(low, 1.01), ylim=(low, 1.01)
+    )
+    left.legend()
+    middle.hist(
+        [confidence[right], confidence[~right]],
+        bins=20,
+        log=True,
+        label=["right", "wrong"],
+        color=[BLUE, ORANGE],
+    )
+    middle.set(
+        title="how sure it is, right and wrong", xlabel="stated probability", ylabel="digits (log scale)"
+    )
+    middle.legend()
+    return figure
