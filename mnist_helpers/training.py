@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -39,7 +39,7 @@ class Config:
     schedule: str = "constant"
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
-    averaging: float = 0.0  # decay per step of the weights' moving average; 0 = the last weights
+    averaging: float = 0.0  # share of the steps that the weights are averaged over; 0 = the last weights
     warp: float = 0.0  # strength of the random warps; 1 = what suits a long training
     practice: float = 1.0  # fraction of the digits shown each epoch; below 1, hard ones more often
     batch_size: int = 64
@@ -135,7 +135,7 @@ def fit(
     loss_function = nn.CrossEntropyLoss(reduction="none", label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(config, model)
     scheduler = make_scheduler(config, optimizer, steps=config.epochs * len(loader))
-    average = make_average(config, model)
+    average = make_average(config, model, steps=config.epochs * len(loader))
     for number in range(1, config.epochs + 1):
         start = time.perf_counter()
         with torch.random.fork_rng(devices=[]):  # dropout draws from here; nobody else's numbers move
@@ -192,8 +192,18 @@ def make_scheduler(config: Config, optimizer, steps: int):
     return None
 
 
-def make_average(config: Config, model: nn.Module) -> AveragedModel | None:
-    """The exponential moving average of the weights over the steps (Polyak and Juditsky 1992), if wanted."""
+def make_average(config: Config, model: nn.Module, steps: int) -> AveragedModel | None:
+    """The moving average of the weights (Polyak and Juditsky 1992), or None where it is not wanted.
+
+    It looks back over `config.averaging` of all `steps`, and over less at the start of the training.
+    """
     if not config.averaging:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.averaging), use_buffers=True)
+
+    def blend(averaged: list[Tensor], current: list[Tensor], count: Tensor):
+        weight = max(1 / (config.averaging * steps), 1 / (1 + count / 10))
+        for kept, new in zip(averaged, current, strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(new, float(weight))
+
+    return AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
