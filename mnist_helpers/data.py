@@ -6,9 +6,10 @@ import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
@@ -22,6 +23,7 @@ NUM_CLASSES = 10
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081  # of the 60,000 training pictures scaled to 0..1
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
+DOWNLOAD_TIMEOUT = 20  # seconds without a byte from the server
 RAW_FILES = {  # name: (bytes, md5) of the four files as their makers published them
     "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624"),
@@ -50,7 +52,7 @@ class DataMissingError(DataError):
 
 @dataclass(frozen=True)
 class Digits:
-    """Pictures `[N, 28, 28] uint8` (0 = paper, 255 = ink), their labels `[N] int64`, and where they are from."""
+    """Pictures `[N, 28, 28] uint8` (0 = paper, 255 = ink), their labels `[N] int64`, and their origin."""
 
     images: Tensor
     labels: Tensor
@@ -87,6 +89,9 @@ def load_mnist(root: str | Path | None = None, download: bool = True) -> tuple[D
         _download(root, download)
     for name in RAW_FILES:
         _check_raw_file(raw / name)
+    old = root / "MNIST" / "processed"
+    if (old / MNIST.training_file).exists():  # torchvision would read it instead of the checked files
+        raise DataError(f"{old} holds copies that an old torchvision made: delete that folder.")
     splits = [MNIST(root, train=train) for train in (True, False)]
     return tuple(Digits(split.data, split.targets.long()) for split in splits)
 
@@ -145,17 +150,18 @@ def _transform_batch(transform, batch):
 def _check_raw_file(path: Path) -> None:
     size, md5 = RAW_FILES[path.name]
     archive = path.with_name(f"{path.name}.gz")
-    content = path.read_bytes() if path.exists() else None
-    if content is not None and hashlib.md5(content).hexdigest() == md5:
-        return
-    if (
-        archive.exists()
-        and hashlib.md5(archive.read_bytes()).hexdigest() == dict(MNIST.resources)[archive.name]
-    ):
-        extract_archive(archive, path.parent)
-        return
+    try:
+        content = path.read_bytes() if path.exists() else None
+        if content is not None and hashlib.md5(content).hexdigest() == md5:
+            return
+        packed = archive.read_bytes() if archive.exists() else b""
+        if hashlib.md5(packed).hexdigest() == dict(MNIST.resources)[archive.name]:
+            extract_archive(archive, path.parent)
+            return
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read or written ({error.strerror}).") from None
     if content is None:
-        cause = "is missing"
+        cause = f"is missing, and {archive.name} is damaged" if packed else "is missing"
     elif content.lstrip()[:1] == b"<":
         cause = "is a web page, not a data file"
     elif len(content) != size:
@@ -169,18 +175,20 @@ def _check_raw_file(path: Path) -> None:
 
 
 def _download(root: Path, allowed: bool) -> None:
-    cause = "downloading was not asked for (download=False)"
+    raw, cause = root / "MNIST" / "raw", "downloading was not asked for"
     if allowed:
         try:
-            with _socket_timeout(20):
-                MNIST(root, download=True)
+            raw.mkdir(parents=True, exist_ok=True)
+            with _socket_timeout(DOWNLOAD_TIMEOUT), TemporaryDirectory(dir=root) as unfinished:
+                for file in Path(MNIST(unfinished, download=True).raw_folder).iterdir():
+                    os.replace(file, raw / file.name)  # only here, so that no half a file is ever left behind
             return
-        except (OSError, RuntimeError) as error:  # torchvision's own error is a RuntimeError
-            cause = str(error).strip().splitlines()[-1]
+        except (OSError, RuntimeError, HTTPException) as error:  # torchvision's own error is a RuntimeError
+            cause = f"downloading failed: {' '.join(str(error).split()) or type(error).__name__}"
     files = "".join(f"\n  {name}.gz or {name} ({size:,} bytes)" for name, (size, _) in RAW_FILES.items())
     raise DataMissingError(
-        f"No MNIST in {root / 'MNIST' / 'raw'}, and the download failed: {cause}\n"
-        f"Copy these four files there from a machine that has them:{files}"
+        f"No MNIST in {raw}, and {cause}\n"
+        f"Copy these four files there, from {MNIST.mirrors[0]} or from a machine that has them:{files}"
     )
 
 

@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits, the unnormalised scores of the ten digits; `ValueError` names a wrong shape or dtype."""
-        if pixels.ndim < 2 or pixels[0].numel() != NUM_PIXELS or pixels.dtype != torch.float32:
+        if pixels.ndim < 2 or pixels.shape[1:].numel() != NUM_PIXELS or pixels.dtype != torch.float32:
             raise ValueError(
                 f"expected [batch, 784] or [batch, 28, 28] float32, got {list(pixels.shape)} "
                 f"{str(pixels.dtype).removeprefix('torch.')}: pass pictures through TRANSFORM first"
@@ -57,7 +57,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def save_model(model: nn.Module, path: str | Path) -> None:
-    """`torch.save(model.state_dict(), path)`, in such a way that a crash leaves the old file or the new one."""
+    """`torch.save(model.state_dict(), path)`, so that a crash leaves either the old file or the new one."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
@@ -80,8 +80,10 @@ def load_model(path: str | Path) -> MLP:
         batch_norm = any(key.endswith("running_mean") for key in state)
         model = MLP([len(weight) for weight in weights[:-1]], activation, batch_norm)
         model.load_state_dict(state)
-    except (AttributeError, KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path} holds no MLP for digits as `save_model` writes it ({error!r:.200})") from None
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} holds no MLP for digits as `save_model` writes it ({error!r:.200})"
+        ) from None
     return model.eval()
 
 
@@ -99,17 +101,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if head.startswith(b"<"):
         raise ModelError(f"{path} is a web page, not a model: download the file itself.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():
-                raise ModelError(f"{path} is damaged: the checksum of {broken} is wrong. {cure}")
+        with zipfile.ZipFile(path) as archive:  # PyTorch itself does not look at the checksums
+            if archive.testzip() or any(entry.external_attr & 0x10 for entry in archive.infolist()):
+                raise zipfile.BadZipFile  # 0x10 marks a folder, which PyTorch would take for zeros
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except zipfile.BadZipFile:
-        raise ModelError(f"{path} is truncated or no model file. {cure}") from None
     except pickle.UnpicklingError:
         raise ModelError(
             f"{path} holds more than weights; its code was not run. Save `model.state_dict()` instead of the "
             "model, and load only files whose origin you know."
         ) from None
+    except Exception:  # zipfile and PyTorch report damage in a dozen ways
+        what = "is cut short or damaged" if head.startswith(b"PK") else "is no model file"
+        raise ModelError(f"{path} {what}. {cure}") from None
     if not isinstance(state, dict):
         raise ModelError(f"{path} holds a {type(state).__name__}, not the weights of a model. {cure}")
     return state
