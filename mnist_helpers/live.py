@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
+from optuna import Study
 
 from mnist_helpers.plots import plot_history
+from mnist_helpers.runs import list_runs
 from mnist_helpers.training import Epoch
 
 
@@ -37,6 +39,30 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Itera
     finally:
         if handle is not None and history:
             handle.update(_show_result(history, title, time.perf_counter() - started, note), raw=True)
+
+
+def watch_study(studies: Iterator[Study], total: int) -> Iterator[Study]:
+    """Hand on the study after each trial of `run_study`, with a line on how far it is and the best so far."""
+    started, before = time.perf_counter(), None
+    handle = display({"text/plain": "The study starts"}, raw=True, display_id=True)
+    try:
+        for study in studies:
+            listed = list_runs(study)
+            done = sum(run.name.startswith("trial") for run in listed)
+            before = done if before is None else before
+            seconds = time.perf_counter() - started
+            left = f", {seconds / (done - before) * (total - done):.0f} s left" if done > before else ""
+            best = f"best so far: {listed[0].name}, {listed[0].accuracy:.2%}" if listed else "first trial"
+            line = f"{done}/{total} trials in {seconds:.0f} s{left if done < total else ''}; {best}"
+            bar = f'<progress value="{done}" max="{total}"></progress> {line}'
+            if handle is not None:
+                handle.update({"text/html": bar, "text/plain": line}, raw=True)
+            yield study
+    except KeyboardInterrupt:
+        line += "; stopped: all finished trials are kept"
+    finally:
+        if handle is not None and before is not None:
+            handle.update({"text/plain": line}, raw=True)
 
 
 def describe_epoch(epoch: Epoch) -> str:
