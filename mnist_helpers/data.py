@@ -79,21 +79,31 @@ def load_digits(root: str | Path | None = None, download: bool = True) -> tuple[
 def load_mnist(root: str | Path | None = None, download: bool = True) -> tuple[Digits, Digits]:
     """The 60,000 training and 10,000 test digits of MNIST (LeCun et al. 1998), checked byte by byte.
 
-    Looks in `root`, else in the folder named by the environment variable `MNIST_ROOT`, else in `data/`
-    under the project; where nothing is found, downloads to there. Raises `DataError` for a damaged or
-    missing file, `DataMissingError` when there is none at all.
+    Looks where `find_root` says, and downloads to there what is not found. Raises `DataError` for a damaged
+    or missing file, `DataMissingError` when there is none at all.
     """
-    root = Path(root or os.environ.get("MNIST_ROOT") or PROJECT_ROOT / "data").expanduser()
-    raw = root / "MNIST" / "raw"
-    if not any((raw / name).exists() or (raw / f"{name}.gz").exists() for name in RAW_FILES):
+    root = find_root(root)
+    if not _holds_mnist(root):
         _download(root, download)
     for name in RAW_FILES:
-        _check_raw_file(raw / name)
+        _check_raw_file(root / "MNIST" / "raw" / name)
     old = root / "MNIST" / "processed"
     if (old / MNIST.training_file).exists():  # torchvision would read it instead of the checked files
         raise DataError(f"{old} holds copies that an old torchvision made: delete that folder.")
     splits = [MNIST(root, train=train) for train in (True, False)]
     return tuple(Digits(split.data, split.targets.long()) for split in splits)
+
+
+def find_root(root: str | Path | None = None) -> Path:
+    """The folder of MNIST: `root`, else the first with MNIST of `$MNIST_ROOT` and the project's `data/`.
+
+    Where neither has any, the first of them that is named: the place to download to.
+    """
+    if root is not None:
+        return Path(root).expanduser()
+    named = os.environ.get("MNIST_ROOT")
+    places = [*([Path(named).expanduser()] if named else []), PROJECT_ROOT / "data"]
+    return next(filter(_holds_mnist, places), places[0])
 
 
 def load_offline_digits() -> tuple[Digits, Digits]:
@@ -131,7 +141,8 @@ def make_loader(
     generator = torch.Generator().manual_seed(seed)
     if order is None:
         order = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
-    batches = BatchSampler(order, batch_size, drop_last=False)
+    lonely = shuffle and len(order) % batch_size == 1  # batch normalisation cannot learn from one digit
+    batches = BatchSampler(order, batch_size, drop_last=lonely)
     collate = partial(_transform_batch, transform)
     return DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=collate, generator=generator)
 
@@ -140,6 +151,11 @@ def invert_transform(pixels: Tensor) -> Tensor:
     """The pictures `[batch, 28, 28] uint8` that `TRANSFORM` turned into `pixels [batch, 784] float32`."""
     scaled = pixels * MNIST_STD + MNIST_MEAN
     return (scaled * 255).round().clamp(0, 255).to(torch.uint8).unflatten(-1, (IMAGE_SIZE, IMAGE_SIZE))
+
+
+def _holds_mnist(root: Path) -> bool:
+    raw = root / "MNIST" / "raw"
+    return any((raw / name).exists() or (raw / f"{name}.gz").exists() for name in RAW_FILES)
 
 
 def _transform_batch(transform, batch):
