@@ -111,7 +111,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             "model, and load only files whose origin you know."
         ) from None
     except Exception:  # zipfile and PyTorch report damage in a dozen ways
-        what = "is cut short or damaged" if head.startswith(b"PK") else "is no model file"
+        known = head.startswith(b"PK")  # how every file by torch.save begins
+        what = "is cut short, damaged or another kind of archive" if known else "is no model file"
         raise ModelError(f"{path} {what}. {cure}") from None
     if not isinstance(state, dict):
         raise ModelError(f"{path} holds a {type(state).__name__}, not the weights of a model. {cure}")
