@@ -21,8 +21,8 @@ const PAGE = `
       ${DIGITS.map((digit) => `<div class="bar"><b>${digit}</b><i><u></u></i><span></span></div>`).join("")}
     </div>
     <div class="buttons">
-      <button type="button" class="clear" title="Delete key">Clear</button>
-      <button type="button" class="undo" title="Ctrl+Z">Undo</button>
+      <button type="button" class="clear" title="Delete key" aria-keyshortcuts="Delete">Clear</button>
+      <button type="button" class="undo" title="Ctrl+Z" aria-keyshortcuts="Control+Z">Undo</button>
       <span class="status" role="status">${HINT}</span>
     </div>
   </div>`;
@@ -55,6 +55,7 @@ function render({ model, el }) {
     stroke.setAttribute("stroke-width", PEN);
     stroke.setAttribute("d", `M${place(event)} l0.01 0`); // a tap leaves a dot
     paper.append(stroke);
+    answer.ariaBusy = "true"; // a screen reader waits for the end of the stroke
     changed();
   }
 
@@ -69,6 +70,7 @@ function render({ model, el }) {
   function penUp() {
     if (!stroke) return;
     stroke = null;
+    answer.ariaBusy = "false";
     changed(true);
   }
 
@@ -123,13 +125,13 @@ function render({ model, el }) {
     return Uint8Array.from({ length: SIDE * SIDE }, (_, pixel) => data[4 * pixel + 3]); // how much ink
   }
 
-  function receive(message, [pixels]) {
+  function receive(message, buffers) {
     if (message.sequence !== sequence) return; // the answer to another view of this pad
     clearTimeout(waiting);
     waiting = null;
     if (!paper.children.length) return showNothing(); // cleared in the meantime
     if (message.problem) showNothing(message.problem);
-    else showAnswer(message, pixels);
+    else showAnswer(message, buffers[0]);
     if (dirty) ask();
   }
 

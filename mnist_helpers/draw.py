@@ -13,6 +13,7 @@ from mnist_helpers.picture import PictureError
 from mnist_helpers.predict import Prediction, predict_picture
 
 SIDE = 56  # pixels of the picture that the browser sends
+MARGIN = 8  # pixels of paper added around it: a stroke at its edge must not be taken for a shadow
 
 
 class DrawingPad(anywidget.AnyWidget):
@@ -37,7 +38,7 @@ class DrawingPad(anywidget.AnyWidget):
         number = question["sequence"]
         try:
             ink = np.frombuffer(buffers[0], np.uint8).reshape(SIDE, SIDE)
-            prediction = predict_picture(self.model, ink)
+            prediction = predict_picture(self.model, np.pad(ink, MARGIN))
             answer = {"sequence": number, "probabilities": prediction.probabilities.tolist()}
             self.send(answer, [prediction.pixels.numpy().tobytes()])
             if question["finished"]:

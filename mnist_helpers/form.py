@@ -21,10 +21,10 @@ from mnist_helpers.training import OPTIMIZERS, SCHEDULES, Config
 SLIDERS = {
     "learning_rate": [float(f"{digit}e-{power}") for power in (4, 3, 2, 1) for digit in (1, 2, 5)],
     "batch_size": [16, 32, 64, 128, 256, 512, 1024],
-    "epochs": [*range(1, 11), 12, 15, 20, 30, 40, 60, 80],
+    "epochs": [*range(1, 11), 12, 15, 20, 30, 50, 100, 200],
     "dropout": [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5],
-    "label_smoothing": [0.0, 0.02, 0.05, 0.1, 0.2],
     "warp": [0.0, 0.25, 0.5, 0.75, 1.0, 1.25],
+    "practice": [0.1, 0.25, 0.5, 0.75, 1.0],
 }
 MENUS = {
     "hidden": [(128,), (512,), (128, 64), (256, 128), (512, 512), (1024, 1024), (512, 512, 512)],

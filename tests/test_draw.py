@@ -10,7 +10,7 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
 from mnist_helpers import draw
-from mnist_helpers.draw import SIDE, DrawingPad, is_live, show_pad
+from mnist_helpers.draw import MARGIN, SIDE, DrawingPad, is_live, show_pad
 from mnist_helpers.model import MLP
 from mnist_helpers.predict import predict_picture
 
@@ -54,12 +54,22 @@ def test_answer_is_what_predict_picture_says(model):
     pad = DrawingPad(model, kept.append)
     ink = draw_one(slant=12)
     [(message, [pixels])] = ask(pad, ink, sequence=7)
-    expected = predict_picture(model, ink)
+    expected = predict_picture(model, np.pad(ink, MARGIN))
     assert message["sequence"] == 7
     assert message["probabilities"] == pytest.approx(expected.probabilities.tolist(), abs=1e-6)
     assert pixels == expected.pixels.numpy().tobytes()
     assert len(pixels) == 28 * 28
     assert kept == [], "kept before the stroke has ended"
+
+
+def test_strokes_at_the_edge_of_the_paper_are_read_too(model):
+    inside, edge = np.zeros((2, SIDE, SIDE), np.uint8)
+    for ink, left in ((inside, 12), (edge, 0)):  # a 5 of straight strokes, its roof apart
+        ink[8:30, left : left + 5] = ink[25:48, left + 20 : left + 25] = 255
+        ink[25:30, left : left + 24] = ink[44:48, left : left + 24] = ink[4:7, left + 9 : left + 28] = 255
+    [(_, [expected])] = ask(DrawingPad(model, print), inside)
+    [(_, [pixels])] = ask(DrawingPad(model, print), edge)
+    assert pixels == expected
 
 
 def test_picture_is_kept_when_a_stroke_ends(model):
