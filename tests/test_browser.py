@@ -114,7 +114,7 @@ def test_pad_stop_button_and_form(server, browser):
     check_undo_and_keys(page)
     check_form(page)
     check_errors_are_shown(page)
-    draw(page, "3")
+    check_card_follows(page, "3")
     saved = save(page, folder / "small.ipynb")
     check_saved(saved, page)
     pad, card = saved.cells[1].outputs
@@ -166,6 +166,14 @@ def check_drawing(page):
         assert red[0] == 0, "the 28x28 that the model sees: paper is dark"
         assert max(red) > 200, "the 28x28 that the model sees: ink is bright"
         clear(page)
+
+
+def check_card_follows(page, digit):
+    card = page.locator(".jp-Cell", has=page.locator(".mnist-pad")).first.locator("img")
+    before = card.get_attribute("src")
+    draw(page, digit)
+    expect(page.locator(".mnist-pad .answer b").first).to_have_text(digit)
+    expect(card).not_to_have_attribute("src", before)
 
 
 def check_undo_and_keys(page):
