@@ -5,6 +5,7 @@ import inspect
 import io
 import time
 from collections.abc import Iterator
+from math import isnan
 
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
@@ -67,10 +68,10 @@ def watch_study(studies: Iterator[Study], total: int) -> Iterator[Study]:
 
 def describe_epoch(epoch: Epoch) -> str:
     """One line of numbers."""
-    return (
-        f"epoch {epoch.number:>3}   loss {epoch.train_loss:.4f} training, {epoch.validation_loss:.4f} "
-        f"validation   accuracy {epoch.validation_accuracy:.2%}   {epoch.seconds:.1f} s"
-    )
+    line = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s   training loss {epoch.train_loss:.4f}"
+    if isnan(epoch.validation_loss):
+        return line
+    return f"{line}   validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.2%}"
 
 
 def show_source(*objects) -> Markdown:
@@ -92,16 +93,17 @@ def _show_progress(history: list[Epoch], total: int, title: str, seconds: float)
 
 
 def _show_result(history: list[Epoch], title: str, seconds: float, note: str) -> dict:
-    last = history[-1]
-    result = (
-        f"{title}: {last.validation_accuracy:.2%} of the validation digits right after {len(history)} epochs"
-    )
-    figure = plot_history(history, len(history), f"{result}, {seconds:.0f} s{note}")
-    table = "\n".join([f"{result}{note}", *map(describe_epoch, history)])
+    last, epochs = history[-1], f"{len(history)} epochs in {seconds:.0f} s{note}"
+    if isnan(last.validation_accuracy):
+        result = f"{title}: {epochs}"
+    else:
+        result = f"{title}: {last.validation_accuracy:.2%} of the validation digits right after {epochs}"
+    figure = plot_history(history, len(history), result)
+    table = "\n".join([result, *map(describe_epoch, history)])
     return {"image/png": base64.b64encode(_render(figure)).decode(), "text/plain": table}
 
 
 def _render(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
+    figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

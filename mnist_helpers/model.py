@@ -34,9 +34,11 @@ class MLP(nn.Module):
         layers = []
         for inputs, outputs in pairwise(sizes):
             layers.append(nn.Linear(inputs, outputs))
-            layers.append(nn.BatchNorm1d(outputs) if batch_norm else nn.Identity())
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(outputs))
             layers.append(ACTIVATIONS[activation]())
-            layers.append(nn.Dropout(dropout))
+            if dropout:
+                layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], NUM_CLASSES))
         # Kept with the weights, so that a saved file alone tells which network it belongs to.
         self.register_buffer("activation", torch.tensor(float(list(ACTIVATIONS).index(activation))))
@@ -79,7 +81,8 @@ def load_model(path: str | Path) -> MLP:
         activation = list(ACTIVATIONS)[int(state["activation"])]
         batch_norm = any(key.endswith("running_mean") for key in state)
         model = MLP([len(weight) for weight in weights[:-1]], activation, batch_norm)
-        model.load_state_dict(state)
+        names = model.state_dict()  # dropout has no weights: it changes their numbering, not their order
+        model.load_state_dict(dict(zip(names, state.values(), strict=True)))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} holds no MLP for digits as `save_model` writes it ({error!r:.200})"

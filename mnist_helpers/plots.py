@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 BLUE, ORANGE, GREEN, PINK = (
@@ -15,11 +15,11 @@ BLUE, ORANGE, GREEN, PINK = (
     "#CC79A7",
 )  # Okabe and Ito: safe for colour-blind eyes
 GREY = "#999999"
+ERROR_TICKS = [0.9, 0.5, 0.2, 0.1, 0.05, 0.04, 0.03, 0.025, 0.02, 0.015, 0.01, 0.007, 0.005, 0.002, 0.001]
 COLOURS = [BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000"]
 STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -50,7 +50,7 @@ def plot_digits(
         show_picture(ax, image)
         if captions is not None:
             ax.set_title(captions[place], fontsize=10, loc="center", pad=3)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -68,7 +68,7 @@ def plot_classes(counts: Sequence[int], means: Tensor, title: str) -> Figure:
     ax = figure.add_subplot(axes[0, 0].get_gridspec()[0, :])
     ax.bar(range(10), counts, color=BLUE)
     ax.bar_label(ax.containers[0], fmt="{:,.0f}", fontsize=9)
-    ax.set(title=title, xticks=range(10), ylabel="pictures", xlim=(-0.5, 9.5))
+    ax.set(title=title, xticks=range(10), ylabel="pictures", xlim=(-0.5, 9.5), ylim=(0, 1.12 * max(counts)))
     ax.grid(axis="x", visible=False)
     for ax, mean in zip(axes[1], means, strict=True):
         show_picture(ax, mean)
@@ -84,7 +84,7 @@ def plot_pixels(values: Mapping[str, Tensor], title: str) -> Figure:
         ax.set(title=name, xlabel="pixel value")
     axes[0].set_ylabel("pixels (log scale)")
     axes[-1].legend()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -96,29 +96,42 @@ def plot_lines(
     for name, y in lines.items():
         ax.plot(x, y, "o-", label=name, markersize=4)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **axis)
+    if "accuracy" in ylabel:
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     if len(lines) > 1:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def plot_history(history: Sequence, total: int, title: str) -> Figure:
-    """Loss and accuracy after each epoch of `fit`; the axis has room for all `total` epochs."""
-    figure, (left, right) = make_axes(1, 2, (9, 3.1))
-    numbers = [epoch.number for epoch in history]
+    """Loss and, where there is a validation split, accuracy after each of `total` epochs of `fit`."""
+    validated = not history or history[0].validation_loss == history[0].validation_loss  # not nan
+    figure, axes = make_axes(1, 2 if validated else 1, (9, 3.1), squeeze=False)
+    numbers, left, right = [epoch.number for epoch in history], axes[0, 0], axes[0, -1]
     left.plot(numbers, [epoch.train_loss for epoch in history], ".-", label="training", color=ORANGE)
-    left.plot(numbers, [epoch.validation_loss for epoch in history], ".-", label="validation", color=BLUE)
+    if validated:
+        left.plot(numbers, [epoch.validation_loss for epoch in history], ".-", label="validation", color=BLUE)
+        accuracies = [epoch.validation_accuracy for epoch in history]
+        right.plot(numbers, [1 - accuracy for accuracy in accuracies], ".-", color=BLUE)
+        right.set_ylabel("validation accuracy")
+        spread_accuracies(right, accuracies)
     left.set(ylabel="mean loss (nats)", yscale="log")
     left.legend()
-    right.plot(numbers, [1 - epoch.validation_accuracy for epoch in history], ".-", color=BLUE)
-    right.set(ylabel="validation digits wrong", yscale="log")
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    right.yaxis.set_minor_formatter(PercentFormatter(1, decimals=1))
-    right.tick_params(axis="y", which="minor", labelsize=9)
-    for ax in (left, right):
+    for ax in axes[0]:
         ax.set(xlabel="epoch", xlim=(0.5, max(total, 2) + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure.suptitle(title, fontsize=12)
     return figure
+
+
+def spread_accuracies(ax, accuracies: Sequence[float]) -> None:
+    """Turn an axis of errors into one of accuracies, best on top, on which 98% and 99% are far apart."""
+    errors = [max(1 - accuracy, 0.001) for accuracy in accuracies] or [0.5, 0.01]
+    ax.set_ylim(max(errors) * 1.2, min(errors) / 1.2)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(FixedLocator(ERROR_TICKS))
+    ax.yaxis.set_major_formatter(lambda error, _: f"{100 - 100 * error:.4g}%")
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def plot_confusion(matrix: np.ndarray, accuracies: Sequence[float], title: str) -> Figure:

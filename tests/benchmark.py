@@ -1,0 +1,136 @@
+"""Measure what the README claims: `python tests/benchmark.py` (see --help for the longer parts)."""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import MNIST
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mnist_helpers import data, recipes
+from mnist_helpers.evaluation import evaluate
+from mnist_helpers.model import MLP
+from mnist_helpers.training import Config, fit, make_optimizer, train_epoch
+
+USUAL = transforms.Compose(
+    [transforms.ToTensor(), transforms.Normalize((data.MNIST_MEAN,), (data.MNIST_STD,)), nn.Flatten(0)]
+)
+
+
+def measure(action, repeats: int = 1) -> float:
+    """The shortest of `repeats` runs, in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def read_all(loader: DataLoader) -> None:
+    for _ in loader:
+        pass
+
+
+def train_usual(loader: DataLoader) -> None:
+    """One epoch as most notebooks write it."""
+    model = MLP((256, 128), batch_norm=False)
+    loss_function = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+    for pixels, labels in loader:
+        optimizer.zero_grad()
+        loss = loss_function(model(pixels), labels)
+        loss.backward()
+        optimizer.step()
+
+
+def train_ours(loader: DataLoader, config: Config) -> None:
+    model = MLP(config.hidden, batch_norm=config.batch_norm)
+    train_epoch(model, loader, nn.CrossEntropyLoss(reduction="none"), make_optimizer(config, model))
+
+
+def compare_pipelines(root: Path, train: data.Digits) -> None:
+    """The same network and optimizer, fed one picture after another and fed whole batches."""
+    pictures = MNIST(root, train=True, transform=USUAL)
+    print(f"{'one epoch of 60,000 digits':<34}{'usual':>9}{'ours':>9}{'ratio':>8}")
+    for batch_size in (64, 256):
+        config = Config(hidden=(256, 128), batch_norm=False, batch_size=batch_size)
+        usual = DataLoader(pictures, batch_size, shuffle=True)
+        ours = data.make_loader(train, batch_size, shuffle=True)
+        rows = {
+            f"loader alone, batch {batch_size}": (lambda u=usual: read_all(u), lambda o=ours: read_all(o)),
+            f"784-256-128-10, Adam, batch {batch_size}": (
+                lambda u=usual: train_usual(u),
+                lambda o=ours, c=config: train_ours(o, c),
+            ),
+        }
+        for name, (theirs, mine) in rows.items():
+            before = measure(mine, 2)
+            slow = measure(theirs)
+            fast = min(before, measure(mine, 2))  # measured on both sides of the slow one: a fair machine
+            print(f"{name:<34}{slow:8.2f}s{fast:8.2f}s{slow / fast:7.1f}x", flush=True)
+
+
+def compare_with_matrix_product(train: data.Digits) -> None:
+    """How much of the time of a training goes into the matrix products that it cannot do without."""
+    config = replace(recipes.FINAL, hidden=(1024, 1024, 1024), practice=1.0, warp=0.0)
+    loader = data.make_loader(train[: config.batch_size * 24], config.batch_size, shuffle=True)
+    model = MLP(config.hidden)
+    weights = [weight for weight in model.parameters() if weight.ndim == 2]
+    products = (
+        3 * sum(map(torch.numel, weights)) - weights[0].numel()
+    )  # no gradient with respect to the pixels
+    work = 2 * products * len(loader.dataset)
+    optimizer, loss_function = make_optimizer(config, model), nn.CrossEntropyLoss(reduction="none")
+    a, b = torch.randn(config.batch_size, 1024), torch.randn(1024, 1024)
+
+    def multiply():
+        for _ in range(200):
+            a @ b
+
+    speeds, peaks = [], []
+    for _ in range(6):
+        peaks.append(200 * 2 * config.batch_size * 1024 * 1024 / measure(multiply))
+        speeds.append(work / measure(lambda: train_epoch(model, loader, loss_function, optimizer)))
+    loop, peak = max(speeds[1:]), max(peaks[1:])
+    print(f"matrix products alone   {peak / 1e9:6.0f} GFLOP/s")
+    print(f"training loop, 3x1024   {loop / 1e9:6.0f} GFLOP/s, {loop / peak:.0%} of that")
+
+
+def run_recipe(name: str, config: Config, train: data.Digits, test: data.Digits, seeds: int) -> None:
+    """Train on all 60,000 digits with several seeds, and read the test set once for each."""
+    loader, accuracies, times = data.make_loader(test, 1000), [], []
+    for seed in range(seeds):
+        start = time.perf_counter()
+        *_, last = fit(replace(config, seed=seed), train, None)
+        times.append(time.perf_counter() - start)
+        accuracies.append(evaluate(last.model, loader).accuracy)
+    listed = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
+    mean, seconds = statistics.mean(accuracies), statistics.median(times)
+    print(f"{name:<10}{mean:8.2%} test accuracy (seeds: {listed}), {seconds:.1f} s of training", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default 3)")
+    parser.add_argument("--final", action="store_true", help="the notebook's final recipe (minutes per seed)")
+    chosen = parser.parse_args()
+    train, test = data.load_mnist(download=False)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if chosen.final:
+        return run_recipe("final", recipes.FINAL, train, test, chosen.seeds)
+    compare_pipelines(data.find_root(), train)
+    compare_with_matrix_product(train)
+    return None
+
+
+if __name__ == "__main__":
+    main()
