@@ -38,7 +38,7 @@ class DrawingPad(anywidget.AnyWidget):
         number = question["sequence"]
         try:
             ink = np.frombuffer(buffers[0], np.uint8).reshape(SIDE, SIDE)
-            prediction = predict_picture(self.model, np.pad(ink, MARGIN))
+            prediction = predict_picture(self.model, 255 - np.pad(ink, MARGIN))  # dark ink on white paper
             answer = {"sequence": number, "probabilities": prediction.probabilities.tolist()}
             self.send(answer, [prediction.pixels.numpy().tobytes()])
             if question["finished"]:

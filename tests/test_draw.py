@@ -92,7 +92,9 @@ def test_errors_of_model_and_card_reach_the_browser(model):
     def fail(*_):
         raise OSError("disk on fire")
 
-    [(message, _)] = ask(DrawingPad(fail, print), draw_one(), 5)
+    broken = MLP((16,))
+    broken.forward = fail
+    [(message, _)] = ask(DrawingPad(broken, print), draw_one(), 5)
     assert message == {"sequence": 5, "problem": "OSError: disk on fire"}
     answer, problem = ask(DrawingPad(model, fail), draw_one(), 6, finished=True)
     assert "probabilities" in answer[0]
