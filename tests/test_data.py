@@ -1,6 +1,5 @@
 """Where the digits come from, what is done to them, how they are served, and damaged files."""
 
-import os
 import pickle
 import shutil
 import struct
@@ -217,7 +216,7 @@ def test_offline_digits_are_the_bundled_ones():
 @pytest.fixture
 def real_mnist(tmp_path, mnist) -> Path:
     """A folder with links to the real files, so that a test can put something else in the place of one."""
-    source = Path(os.environ.get("MNIST_ROOT") or data.PROJECT_ROOT / "data") / "MNIST" / "raw"
+    source = data.find_root() / "MNIST" / "raw"
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in data.RAW_FILES:
@@ -271,6 +270,17 @@ def test_finds_the_files_from_any_working_folder(toy_mnist, tmp_path_factory, mo
     train, _ = load_mnist(root if named_by == "argument" else None, download=False)
     assert torch.equal(train.images, TOY_TRAIN.images)
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_project_folder_helps_out_where_the_named_one_is_empty(toy_mnist, tmp_path_factory, monkeypatch):
+    root, empty = toy_mnist.parents[1], tmp_path_factory.mktemp("empty")
+    monkeypatch.setenv("MNIST_ROOT", str(empty))
+    monkeypatch.setattr(data, "PROJECT_ROOT", root.parent)
+    root.rename(root.parent / "data")
+    assert torch.equal(load_mnist(download=False)[0].images, TOY_TRAIN.images)
+    (root.parent / "data").rename(root)
+    assert data.find_root() == empty  # nothing anywhere: the place to download to
+    assert data.find_root(root) == root
 
 
 def test_project_root_is_where_the_project_is():
