@@ -1,0 +1,112 @@
+"""Which digit is in a picture, and how sure the model is.
+
+In a terminal: `python -m mnist_helpers.predict photo.png ...`
+"""
+
+import argparse
+import io
+import sys
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
+from mnist_helpers.model import ModelError, load_model
+from mnist_helpers.picture import PictureError, normalise_picture, open_picture
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The model's answer to one picture; as the last line of a notebook's cell it draws itself."""
+
+    probabilities: Tensor  # [10] float32, sum 1
+    pixels: Tensor  # [28, 28] uint8: what the model saw
+    picture: Image.Image  # as given, but upright, and reduced if it was large
+
+    @property
+    def digit(self) -> int:
+        """The most probable digit."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def confidence(self) -> float:
+        """The probability of `digit`, a fraction."""
+        return self.probabilities.max().item()
+
+    def __repr__(self) -> str:
+        (first, second), digits = (part.tolist() for part in self.probabilities.topk(2))
+        return f"{digits[0]} with {first:.1%} (second guess: {digits[1]} with {second:.1%})"
+
+    def show(self) -> Figure:
+        """The picture as given, the 28x28 that the model saw, and the ten probabilities as bars."""
+        figure = Figure(figsize=(8, 2.6), layout="constrained")
+        given, seen, bars = figure.subplots(1, 3, width_ratios=[1, 1, 1.6])
+        given.imshow(self.picture)
+        given.set_title("the picture")
+        seen.imshow(self.pixels, cmap="gray", vmin=0, vmax=255)
+        seen.set_title("what the model sees")
+        colours = ["tab:orange" if digit == self.digit else "tab:blue" for digit in range(NUM_CLASSES)]
+        bars.bar(range(NUM_CLASSES), self.probabilities, color=colours)
+        bars.set(xticks=range(NUM_CLASSES), ylim=(0, 1), xlabel="digit", ylabel="probability")
+        bars.set_title(f"{self.digit} with {self.confidence:.1%}")
+        for axes in (given, seen):
+            axes.set(xticks=[], yticks=[])
+        return figure
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.show().savefig(file, format="png", dpi=90)
+        return file.getvalue()
+
+
+@torch.no_grad()
+def predict_probabilities(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Probabilities `[10]` or `[batch, 10]` for `[28, 28]` or `[batch, 28, 28] uint8` in MNIST's form.
+
+    The softmax of the model's logits; the model is left in the mode it was in.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    probabilities = model(TRANSFORM(pixels).to(device)).softmax(dim=1).cpu()
+    model.train(training)
+    return probabilities if pixels.ndim > 2 else probabilities[0]
+
+
+def predict_picture(model: nn.Module, source) -> Prediction:
+    """The digit in any picture: a path, a PIL picture, or an array or tensor, as `open_picture` reads them.
+
+    Raises `PictureError` where there is nothing to read, or clearly something else than one digit.
+    """
+    picture = open_picture(source)
+    pixels = normalise_picture(picture)
+    return Prediction(predict_probabilities(model, pixels), pixels, picture)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the answer for each file; the exit status is 1 if any was refused."""
+    parser = argparse.ArgumentParser(prog="python -m mnist_helpers.predict", description=main.__doc__)
+    parser.add_argument("files", nargs="+", help="photographs, scans or drawings of one digit each")
+    parser.add_argument(
+        "--model", default=PROJECT_ROOT / "model.pth", help="default: the project's model.pth"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        model = load_model(options.model)
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 2
+    status = 0
+    for file in options.files:
+        try:
+            print(f"{file}: {predict_picture(model, file)}")
+        except PictureError as error:
+            print(f"{file}: refused: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
