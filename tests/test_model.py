@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import re
 import signal
 import time
 import warnings
@@ -294,6 +295,18 @@ def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path, bit):
     damaged[damaged.find(weights) + 1234] ^= 1 << bit
     (tmp_path / "model.pth").write_bytes(damaged)
     check_refused(tmp_path / "model.pth", "damaged")
+
+
+def test_a_tensor_marked_as_a_folder_is_noticed(tmp_path):
+    """One bit in the directory of the archive, and PyTorch reads zeros in place of a tensor, without a word."""
+    right = good_file(tmp_path)
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", right)]
+    assert len(entries) > 10
+    for entry in entries:
+        damaged = bytearray(right)
+        damaged[entry + 38] |= 0x10
+        (tmp_path / "model.pth").write_bytes(damaged)
+        check_refused(tmp_path / "model.pth", "damaged")
 
 
 # --- interrupted saving -----------------------------------------------------------------------------
