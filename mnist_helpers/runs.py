@@ -105,7 +105,8 @@ def describe_run(study: Study, run: Run) -> str:
         for knob, value in run.knobs.items()
         if value != best.knobs[knob]
     ]
-    return ", ".join(parts) + f"; the best, {best.name} with {best.accuracy:.2%}, has {', '.join(changes)}"
+    changes = ", ".join(changes) or "the same knobs"
+    return ", ".join(parts) + f"; the best, {best.name} with {best.accuracy:.2%}, has {changes}"
 
 
 def format_knob(value) -> str:

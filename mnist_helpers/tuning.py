@@ -19,6 +19,7 @@ from mnist_helpers.runs import describe_progress, list_runs
 from mnist_helpers.studies import (
     HEARTBEAT,
     count_trials,
+    get_bar,
     name_study,
     open_study,
     quiet_optuna,
@@ -28,18 +29,17 @@ from mnist_helpers.studies import (
 from mnist_helpers.training import OPTIMIZERS, Config, choose_device, fit
 
 SEARCH_SPACE = {
-    "learning_rate": FloatDistribution(3e-4, 1e-1, log=True),
-    "batch_size": CategoricalDistribution([128, 256, 512, 1024]),
-    "epochs": IntDistribution(1, 6),
+    "learning_rate": FloatDistribution(5e-4, 5e-2, log=True),
+    "batch_size": CategoricalDistribution([256, 512, 1024]),
+    "epochs": IntDistribution(2, 5),
     "depth": IntDistribution(1, 3),  # hidden layers
-    "width": CategoricalDistribution([128, 256, 512]),  # of the first one
-    "taper": CategoricalDistribution(
-        [1.0, 0.5]
-    ),  # width of each further one, as a fraction of the one before
+    "width": CategoricalDistribution([64, 128, 256, 512]),  # of the first one
+    "taper": CategoricalDistribution([1.0, 0.5]),  # of each further one, as a share of the one before
     "activation": CategoricalDistribution(["relu", "gelu", "silu"]),
     "dropout": FloatDistribution(0.0, 0.3),
     "optimizer": CategoricalDistribution(OPTIMIZERS),
     "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
+    "averaging": FloatDistribution(0.05, 0.3),
 }
 BASELINE = Config()  # what the search space leaves open
 FAILURES = (RuntimeError, MemoryError, ValueError)  # what bad knobs cause: a loss of nan, no memory, nonsense
@@ -102,14 +102,14 @@ def run_trial(
 ) -> float:
     """Train with the knobs that the sampler suggests; returns the accuracy on the validation digits.
 
-    A trial that has gone wrong or is worse than the median after the same epoch ends with its reason noted.
+    A trial that has gone wrong, or has fallen behind others after the same epoch, ends with its reason noted.
     """
     study = trial.study
     if count_trials(study, takes_place, below=trial.number) >= n_trials:
         raise RuntimeError("another worker took the last place")  # no reason is noted: it does not count
     # Own random numbers for each trial: a study that goes on must not repeat its first draws.
     own_seed = int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0])
-    study.sampler = optuna.samplers.TPESampler(seed=own_seed, multivariate=False, n_startup_trials=8)
+    study.sampler = optuna.samplers.TPESampler(seed=own_seed, multivariate=False, n_startup_trials=6)
     knobs = make_knobs({knob: suggest(trial, knob, choice) for knob, choice in space.items()}, base)
     trial.set_user_attr("knobs", knobs)
     trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
@@ -118,7 +118,9 @@ def run_trial(
         for epoch in fit(Config(**knobs), train, validation, device):
             trial.report(epoch.validation_accuracy, epoch.number)
             if epoch.number < knobs["epochs"] and trial.should_prune():
-                trial.set_user_attr("reason", f"pruned after {epoch.number} of {knobs['epochs']} epochs")
+                bar = get_bar(study, epoch.number)
+                reason = f"pruned after {epoch.number} of {knobs['epochs']} epochs: {bar:.2%} was wanted"
+                trial.set_user_attr("reason", reason)
                 raise optuna.TrialPruned
     except FAILURES as error:
         trial.set_user_attr("reason", f"failed: {error!s:.200}" if str(error) else "failed: out of memory")

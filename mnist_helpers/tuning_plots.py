@@ -192,7 +192,7 @@ def _scatter(ax, runs: Sequence[Run], places: Sequence[float]) -> None:
 def _spread_accuracies(ax, runs: Sequence[Run]) -> None:
     """Turn an axis of errors into one of accuracies, best on top, on which 98% and 99% are far apart."""
     errors = [_error(accuracy) for run in runs for accuracy in run.accuracies] or [0.5, 0.01]
-    ax.set_ylim(max(errors) * 1.2, min(errors) / 1.2)
+    ax.set_ylim(max(errors) * 1.2, min(errors) / 1.4)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(FixedLocator(ERROR_TICKS))
     ax.yaxis.set_major_formatter(lambda error, _: f"{100 - 100 * error:.4g}%")
