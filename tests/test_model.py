@@ -298,7 +298,7 @@ def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path, bit):
 
 
 def test_a_tensor_marked_as_a_folder_is_noticed(tmp_path):
-    """One bit in the directory of the archive, and PyTorch reads zeros in place of a tensor, without a word."""
+    """One bit in the directory of the archive, and PyTorch silently reads zeros in place of a tensor."""
     right = good_file(tmp_path)
     entries = [match.start() for match in re.finditer(b"PK\x01\x02", right)]
     assert len(entries) > 10
