@@ -4,7 +4,7 @@ import base64
 import inspect
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isnan
 
 from IPython.display import Markdown, display
@@ -77,6 +77,12 @@ def describe_epoch(epoch: Epoch) -> str:
 def show_source(*objects) -> Markdown:
     """The code of functions or classes of the package, as one coloured block."""
     return Markdown("```python\n" + "\n\n".join(inspect.getsource(item) for item in objects) + "```")
+
+
+def show_table(heading: Sequence, *rows: Sequence) -> Markdown:
+    """Rows of text and numbers as a Markdown table, which every viewer of notebooks can show."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
 
 def _show_progress(history: list[Epoch], total: int, title: str, seconds: float) -> dict:
