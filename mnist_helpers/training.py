@@ -210,7 +210,7 @@ def make_average(config: Config, model: nn.Module, steps: int) -> AveragedModel 
         return None
 
     def blend(averaged: list[Tensor], current: list[Tensor], count: Tensor):
-        weight = max(1 / (config.averaging * steps), 1 / (1 + count / 10))
+        weight = min(1.0, max(1 / (config.averaging * steps), 1 / (1 + count / 10)))
         for kept, new in zip(averaged, current, strict=True):
             if kept.is_floating_point():
                 kept.lerp_(new, float(weight))
