@@ -13,10 +13,10 @@ from IPython import get_ipython
 from IPython.core.displaypub import DisplayPublisher
 from IPython.display import DisplayHandle, display
 
+from mnist_helpers.config import OPTIMIZERS, SCHEDULES, Config
 from mnist_helpers.draw import is_live
 from mnist_helpers.model import ACTIVATIONS
 from mnist_helpers.runs import format_knob
-from mnist_helpers.training import OPTIMIZERS, SCHEDULES, Config
 
 SLIDERS = {
     "learning_rate": [float(f"{digit}e-{power}") for power in (4, 3, 2, 1) for digit in (1, 2, 5)],

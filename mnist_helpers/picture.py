@@ -19,7 +19,7 @@ BOX = 20  # pixels; the longer side of every digit in MNIST
 CENTRE = IMAGE_SIZE // 2  # index of the pixel on which MNIST puts the centre of mass
 SMALLEST = 112  # pixels; smaller pictures are enlarged, so that strokes are many pixels wide
 FINE = 100  # pixels; the longer side of the digit while its strokes are measured
-STROKE = (8, 22)  # pixels of FINE; thinner and thicker strokes than MNIST's are brought to these
+STROKE = (8, 20)  # pixels of FINE; thinner and thicker strokes than MNIST's are brought to these
 
 
 def normalise_picture(source) -> Tensor:
@@ -47,13 +47,15 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     grey = ndimage.gaussian_filter(grey, max(grey.shape) / 224)
     paper = ndimage.grey_closing(grey, size=[max(grey.shape) // 3] * 2, mode="nearest")
     ink = 1 - grey / np.maximum(paper, 0.1)
-    return ink - np.median(ink)
+    return ink
 
 
 def pick_digit(ink: np.ndarray) -> np.ndarray:
     """A mask `[height, width] bool`, cropped to the strokes of the digit in `ink`; else `PictureError`."""
-    noise = 1.4826 * np.median(np.abs(ink))  # the standard deviation, unmoved by strokes
-    visible = ink[ink > max(0.06, 5 * noise)]
+    low, paper = np.quantile(ink, (0.05, 0.4))  # both are paper, even in a tight crop
+    noise = paper - low  # 1.4 standard deviations of normal noise
+    ink = ink - paper
+    visible = ink[ink > max(0.06, 4 * noise)]
     if visible.size < 16:
         raise PictureError("nothing stands out from the paper: the page is blank, or the ink too faint")
     contrast = (visible**4).sum() / (visible**3).sum()  # a mean in which faint shadows hardly count
@@ -61,7 +63,7 @@ def pick_digit(ink: np.ndarray) -> np.ndarray:
     weight = ndimage.sum_labels(ink**3, pieces, np.arange(count + 1)) * (np.arange(count + 1) > 0)
     inner = weight.copy()  # what touches the border is rather a shadow or the table than the digit
     inner[np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))] = 0
-    if inner.max() > 0.1 * weight.max():
+    if inner.max() > 0.02 * weight.max():
         weight = inner
     elif contrast < 0.45:
         raise PictureError("only shadows stand out from the paper: use a darker pen or more even light")
@@ -74,11 +76,11 @@ def fit_box(mask: np.ndarray) -> Tensor:
     mask = np.pad(_resize(mask, FINE / max(mask.shape)) > 0.5, STROKE[0])
     gaps = ndimage.label(~mask)[0]
     mask |= np.bincount(gaps.ravel())[gaps] < 0.4 * FINE  # pinholes: noise, not the loop of a digit
-    depth = ndimage.distance_transform_edt(mask)
-    width = 4 * depth[mask].mean()  # a stroke's pixels lie a quarter of its width from its edge, on average
+    depth, away = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
+    edge = np.where(mask, depth - 0.5, 0.5 - away)  # distance to the strokes' edge, negative outside
+    width = 4 * edge[mask].mean()  # a stroke's pixels lie a quarter of its width from its edge, on average
     _check_strokes(mask, width)
-    edge = depth - ndimage.distance_transform_edt(~mask) + (np.clip(width, *STROKE) - width) / 2
-    ink = np.clip(edge + 0.5, 0, 1)
+    ink = np.clip(edge + (np.clip(width, *STROKE) - width) / 2 + 0.5, 0, 1)
     ink = ink[_find_box(ink > 0)]
     ink = np.clip(_resize(ink, BOX / max(ink.shape), Image.Resampling.BOX), 0, 1)
     height, width = ink.shape

@@ -56,7 +56,7 @@ def plot_digits(
 
 def show_picture(ax, image: Tensor, **options) -> None:
     """One picture `[28, 28]`, its pixels unsmoothed, without axes."""
-    ax.imshow(image, cmap="gray_r", interpolation="nearest", **options)
+    ax.imshow(np.asarray(image), cmap="gray_r", interpolation="nearest", **options)
     ax.axis("off")
 
 

@@ -46,10 +46,10 @@ class Prediction:
         given, seen, bars = figure.subplots(1, 3, width_ratios=[1, 1, 1.6])
         given.imshow(self.picture)
         given.set_title("the picture")
-        seen.imshow(self.pixels, cmap="gray", vmin=0, vmax=255)
+        seen.imshow(self.pixels.numpy(), cmap="gray", vmin=0, vmax=255)
         seen.set_title("what the model sees")
         colours = ["tab:orange" if digit == self.digit else "tab:blue" for digit in range(NUM_CLASSES)]
-        bars.bar(range(NUM_CLASSES), self.probabilities, color=colours)
+        bars.bar(range(NUM_CLASSES), self.probabilities.tolist(), color=colours)
         bars.set(xticks=range(NUM_CLASSES), ylim=(0, 1), xlabel="digit", ylabel="probability")
         bars.set_title(f"{self.digit} with {self.confidence:.1%}")
         for axes in (given, seen):

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from mnist_helpers.training import Config
+from mnist_helpers.config import Config
 
 # The accuracy of a whole afternoon in minutes, a plain MLP all the same.
 FINAL = Config(

@@ -9,7 +9,8 @@ from itertools import pairwise
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_helpers.training import Config, Epoch
+from mnist_helpers.config import Config
+from mnist_helpers.training import Epoch
 
 BY_HAND = "run by hand "  # how the names of the study's attributes begin that keep the reader's own runs
 

@@ -33,4 +33,4 @@ class HardDigits(Sampler[int]):
 
     def update(self, losses: Tensor) -> None:
         """Take over the losses `[count]` of the digits drawn last, in the order drawn."""
-        self.losses[self.order] = losses
+        self.losses[self.order[: len(losses)]] = losses  # the loader leaves out a last batch of one digit

@@ -14,9 +14,9 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from mnist_helpers.config import Config
 from mnist_helpers.data import PROJECT_ROOT, Digits
 from mnist_helpers.runs import is_finished
-from mnist_helpers.training import Config
 
 HEARTBEAT = 10  # seconds between two signs of life of a worker
 PATIENCE = 6  # heartbeats missed until it is taken for dead

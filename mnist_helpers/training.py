@@ -1,4 +1,4 @@
-"""Teaching the network: the knobs, the training loop, and how good the result is."""
+"""Teaching the network: the training loop, and what it is made of."""
 
 import copy
 import math
@@ -13,60 +13,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mnist_helpers.augment import RandomWarp
+from mnist_helpers.config import Config
 from mnist_helpers.data import NUM_CLASSES, TRANSFORM, Digits, make_loader
 from mnist_helpers.evaluation import evaluate
-from mnist_helpers.model import ACTIVATIONS, MLP
+from mnist_helpers.model import MLP
 from mnist_helpers.sampling import HardDigits
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "one-cycle")
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every knob of one training; `ValueError` names a knob that makes no sense."""
-
-    hidden: tuple[int, ...] = (512, 512)  # width of each hidden layer
-    activation: str = "relu"
-    batch_norm: bool = True
-    dropout: float = 0.0  # fraction of hidden units silenced at each step
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3  # the highest one, where a schedule moves it
-    schedule: str = "constant"
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    averaging: float = 0.0  # share of the steps that the weights are averaged over; 0 = the last weights
-    warp: float = 0.0  # strength of the random warps; 1 = what suits a long training
-    practice: float = 1.0  # fraction of the digits shown each epoch; below 1, hard ones more often
-    batch_size: int = 64
-    epochs: int = 5
-    seed: int = 0
-
-    def __post_init__(self):
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        wanted = {
-            "hidden": (all(isinstance(n, int) and n > 0 for n in self.hidden), "positive whole numbers"),
-            "activation": (self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-            "dropout": (0 <= self.dropout < 1, "at least 0 and below 1"),
-            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-            "learning_rate": (0 < self.learning_rate < math.inf, "above 0"),
-            "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-            "averaging": (0 <= self.averaging < 1, "at least 0 and below 1"),
-            "batch_size": (
-                isinstance(self.batch_size, int) and self.batch_size > 1,
-                "a whole number above 1",
-            ),
-            "epochs": (isinstance(self.epochs, int) and self.epochs > 0, "a whole number above 0"),
-        }
-        for knob, (good, want) in wanted.items():
-            if not good:
-                raise ValueError(f"{knob} must be {want}, got {getattr(self, knob)!r}")
 
 
 @dataclass(frozen=True)
@@ -141,9 +96,9 @@ def fit(
         with torch.random.fork_rng(devices=[]):  # dropout draws from here; nobody else's numbers move
             torch.manual_seed(config.seed * 1000 + number)
             losses = train_epoch(model, loader, loss_function, optimizer, device, scheduler, average)
-        if not losses.isfinite().all():
+        if not all(numbers.isfinite().all() for numbers in (losses, *model.parameters())):
             raise TrainingError(
-                f"the loss became {losses.mean().item()} in epoch {number} with learning rate "
+                f"the loss or the weights stopped being numbers in epoch {number} with learning rate "
                 f"{config.learning_rate:g} and batch size {config.batch_size}: try a rate ten times lower"
             )
         if config.practice < 1:

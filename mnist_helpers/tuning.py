@@ -14,6 +14,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from sqlalchemy.exc import SQLAlchemyError
 
+from mnist_helpers.config import OPTIMIZERS, Config
 from mnist_helpers.data import DataError, Digits, load_digits, load_offline_digits, split_digits
 from mnist_helpers.runs import describe_progress, list_runs
 from mnist_helpers.studies import (
@@ -26,7 +27,7 @@ from mnist_helpers.studies import (
     takes_place,
     wait_for_place,
 )
-from mnist_helpers.training import OPTIMIZERS, Config, choose_device, fit
+from mnist_helpers.training import choose_device, fit
 
 SEARCH_SPACE = {
     "learning_rate": FloatDistribution(5e-4, 5e-2, log=True),

@@ -7,10 +7,10 @@ from itertools import accumulate
 
 import optuna
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from optuna.trial import TrialState
 
-from mnist_helpers.plots import BLUE, GREEN, GREY, ORANGE, make_axes
+from mnist_helpers.plots import BLUE, GREEN, GREY, ORANGE, make_axes, spread_accuracies
 from mnist_helpers.runs import Run, format_knob, list_runs
 
 KINDS = {  # of runs, and how their points are drawn: by shape and colour
@@ -20,7 +20,6 @@ KINDS = {  # of runs, and how their points are drawn: by shape and colour
     "best": {"marker": "*", "color": ORANGE, "s": 170, "zorder": 4},
 }
 LOG_KNOBS = ("learning rate", "weight decay")
-ERROR_TICKS = [0.9, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +80,7 @@ def plot_runs(study: optuna.Study) -> Figure:
     best = f"; the best, {runs[0].name}, ends at {runs[0].accuracy:.2%}" if runs else ""
     ax.set(title=f"Learning curves of {len(runs)} runs{best}", xlabel="epoch", ylabel="validation accuracy")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _spread_accuracies(ax, runs)
+    spread_accuracies(ax, [accuracy for run in runs for accuracy in run.accuracies])
     _show_legend(ax)
     return figure
 
@@ -107,7 +106,7 @@ def plot_knobs(study: optuna.Study) -> Figure:
             values = [choices.index(value) for value in values]
         _scatter(ax, runs, values)
         ax.set_xlabel(name)
-    _spread_accuracies(axes[0, 0], runs)
+    spread_accuracies(axes[0, 0], [accuracy for run in runs for accuracy in run.accuracies])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", ncols=4, fontsize=9)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy")
@@ -128,7 +127,7 @@ def plot_seconds(study: optuna.Study) -> Figure:
     ax.set(title="What accuracy costs: the line is the best to be had in that time")
     ax.set(xlabel="seconds of training", ylabel="validation accuracy")
     ax.set_xlim(left=0)
-    _spread_accuracies(ax, runs)
+    spread_accuracies(ax, [accuracy for run in runs for accuracy in run.accuracies])
     _show_legend(ax)
     return figure
 
@@ -187,16 +186,6 @@ def _scatter(ax, runs: Sequence[Run], places: Sequence[float]) -> None:
         if ranks:
             heights = [_error(runs[rank].accuracy) for rank in ranks]
             ax.scatter([places[rank] for rank in ranks], heights, label=kind, **style)
-
-
-def _spread_accuracies(ax, runs: Sequence[Run]) -> None:
-    """Turn an axis of errors into one of accuracies, best on top, on which 98% and 99% are far apart."""
-    errors = [_error(accuracy) for run in runs for accuracy in run.accuracies] or [0.5, 0.01]
-    ax.set_ylim(max(errors) * 1.2, min(errors) / 1.4)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(FixedLocator(ERROR_TICKS))
-    ax.yaxis.set_major_formatter(lambda error, _: f"{100 - 100 * error:.4g}%")
-    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _show_legend(ax) -> None:

@@ -15,9 +15,10 @@ from torchvision.datasets import MNIST
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mnist_helpers import data, recipes
+from mnist_helpers.config import Config
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import MLP
-from mnist_helpers.training import Config, fit, make_optimizer, train_epoch
+from mnist_helpers.training import fit, make_optimizer, train_epoch
 
 USUAL = transforms.Compose(
     [transforms.ToTensor(), transforms.Normalize((data.MNIST_MEAN,), (data.MNIST_STD,)), nn.Flatten(0)]

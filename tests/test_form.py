@@ -10,8 +10,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 
 from mnist_helpers import form
+from mnist_helpers.config import Config
 from mnist_helpers.form import PLACES, KnobsForm, describe_config, make_knobs, show_form
-from mnist_helpers.training import Config
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 UNUSUAL = Config(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from mnist_helpers.config import OPTIMIZERS, SCHEDULES, Config
 from mnist_helpers.data import (
     MNIST_MEAN,
     MNIST_STD,
@@ -20,7 +21,6 @@ from mnist_helpers.data import (
     split_digits,
 )
 from mnist_helpers.model import ACTIVATIONS, MLP
-from mnist_helpers.training import OPTIMIZERS, SCHEDULES, Config
 
 settings.register_profile("ours", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("ours")

@@ -18,10 +18,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from mnist_helpers import studies, tuning
+from mnist_helpers.config import Config
 from mnist_helpers.data import PROJECT_ROOT, Digits, load_offline_digits, split_digits
 from mnist_helpers.model import MLP
 from mnist_helpers.runs import Run, describe_progress, describe_run, list_runs, record_run
-from mnist_helpers.training import Config, Epoch, fit
+from mnist_helpers.training import Epoch, fit
 from mnist_helpers.tuning_plots import (
     RunsTable,
     plot_importance,
