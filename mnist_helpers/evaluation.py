@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mnist_helpers.data import NUM_CLASSES
+from mnist_helpers.data import IMAGE_SIZE, NUM_CLASSES
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,17 @@ def evaluate(model: nn.Module, loader: DataLoader, device="cpu") -> Evaluation:
     model.train(training)
     logits, labels = zip(*answers, strict=True)
     return Evaluation(torch.cat(logits), torch.cat(labels))
+
+
+def find_evidence(model: nn.Module, pixels: Tensor) -> Tensor:
+    """How much each pixel of `pixels [batch, 784]` spoke for the answer, or (below 0) against: `[batch, 28, 28]`.
+
+    Gradient times input (Shrikumar et al. 2016): the ink of a pixel, times how strongly more ink there would
+    lift the winning logit over the mean of all ten.
+    """
+    pixels = pixels.clone().requires_grad_()
+    logits = model(pixels)
+    lead = logits.max(dim=1).values - logits.mean(dim=1)
+    (slope,) = torch.autograd.grad(lead.sum(), pixels)
+    ink = pixels.detach() - pixels.detach().min()
+    return (slope * ink).unflatten(1, (IMAGE_SIZE, IMAGE_SIZE))

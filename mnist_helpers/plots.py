@@ -41,7 +41,7 @@ def plot_digits(
     images: Tensor, captions: Sequence | None = None, title: str = "", columns: int = 10
 ) -> Figure:
     """Pictures `[N, 28, 28]` in rows, dark ink on light paper, each with its caption above."""
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     height = 1.0 if captions is None else 1.22
     figure, axes = make_axes(rows, columns, (9, rows * height + 0.4), squeeze=False)
     for ax in axes.flat:
@@ -58,6 +58,22 @@ def show_picture(ax, image: Tensor, **options) -> None:
     """One picture `[28, 28]`, its pixels unsmoothed, without axes."""
     ax.imshow(np.asarray(image), cmap="gray_r", interpolation="nearest", **options)
     ax.axis("off")
+
+
+def plot_signed(values: Tensor, captions: Sequence | None, title: str, columns: int = 10) -> Figure:
+    """Pictures `[N, 28, 28]` of values above zero (red) and below (blue), each on its own scale."""
+    rows = max(1, -(-len(values) // columns))
+    height = 0.95 if captions is None else 1.2
+    figure, axes = make_axes(rows, columns, (9, rows * height + 0.4), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for place, (ax, value) in enumerate(zip(axes.flat, np.asarray(values), strict=False)):
+        largest = np.abs(value).max()
+        ax.imshow(value, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+        if captions is not None:
+            ax.set_title(captions[place], fontsize=10, pad=3)
+    figure.suptitle(title, fontsize=12)
+    return figure
 
 
 def plot_classes(counts: Sequence[int], means: Tensor, title: str) -> Figure:
