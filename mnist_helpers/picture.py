@@ -117,7 +117,7 @@ def _check_strokes(mask: np.ndarray, width: float) -> None:
         raise PictureError("several characters or pieces, not one digit: cut out one digit")
     if np.ptp(columns) > 1.6 * np.ptp(rows):
         raise PictureError("what is written is too wide for one digit: cut out one digit")
-    if holes > 2 or mask.sum() / width > 2.8 * FINE:
+    if holes > 2 or mask.sum() / width > 3.3 * FINE:
         raise PictureError("the lines are too tangled for a digit")
     if width > 0.6 * FINE:
         raise PictureError("a blot without strokes, not a digit")
