@@ -1,0 +1,362 @@
+"""What moves while training runs: every record handed on, little time spent, the stop button, what stays."""
+
+import base64
+import io
+import math
+import re
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import mistune
+import optuna
+import pytest
+from conftest import make_toy_digits
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import Markdown
+from optuna.distributions import FloatDistribution
+from torch import nn
+
+from mnist_helpers import live, recipes
+from mnist_helpers.evaluation import evaluate
+from mnist_helpers.live import describe_epoch, show_source, show_table, watch, watch_study
+from mnist_helpers.runs import list_runs
+from mnist_helpers.training import Config, Epoch, fit
+from mnist_helpers.tuning import run_study
+
+SMALL = Config(hidden=(8,), epochs=2, batch_size=50)
+
+
+class Screen:
+    """Stands for the notebook's output: keeps all that was shown, and its time where it is asked for."""
+
+    def __init__(self):
+        self.bundles, self.clock = [], 0.0
+
+    def display(self, bundle, raw, display_id):
+        assert raw
+        assert display_id is True
+        self.bundles.append(bundle)
+        return self
+
+    def update(self, bundle, raw):
+        assert raw
+        self.bundles.append(bundle)
+
+    @property
+    def last(self) -> dict:
+        return self.bundles[-1]
+
+
+@pytest.fixture
+def screen(monkeypatch) -> Screen:
+    screen = Screen()
+    monkeypatch.setattr(live, "display", screen.display)
+    return screen
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes no time where a test is about the rest."""
+    monkeypatch.setattr(live, "plot_history", lambda history, total, title: None)
+    monkeypatch.setattr(live, "_render", lambda figure: b"picture")
+
+
+@pytest.fixture
+def clock(monkeypatch, screen) -> Screen:
+    """The screen, whose `clock` is the only time there is."""
+    monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=lambda: screen.clock))
+    return screen
+
+
+def make_epoch(number: int, validated: bool = True) -> Epoch:
+    losses = (
+        (0.5 / number, 0.6 / number, 1 - 0.1 / number) if validated else (0.5 / number, math.nan, math.nan)
+    )
+    return Epoch(number, *losses, 1e-3, 1.5, nn.Identity())
+
+
+def train(count: int, then=None, screen: Screen | None = None, validated: bool = True):
+    """`count` records of made-up training, a second each on the screen's clock; `then` is raised."""
+    for number in range(1, count + 1):
+        if screen is not None:
+            screen.clock += 1
+        yield make_epoch(number, validated)
+    if then is not None:
+        raise then
+
+
+def is_png(picture: bytes) -> bool:
+    image = plt.imread(io.BytesIO(picture))
+    return (
+        image.ndim == 3 and 0 < image[..., :3].min() + 0.5 < image[..., :3].max() + 0.5
+    )  # not all one colour
+
+
+def test_every_record_is_handed_on_in_order_and_at_once(screen, no_pictures):
+    made = []
+
+    def slow():
+        for number in range(1, 6):
+            made.append(make_epoch(number))
+            yield made[-1]
+
+    for count, epoch in enumerate(watch(slow(), 5), start=1):
+        assert epoch is made[-1]
+        assert len(made) == count  # training waits for the loop, not the loop for training
+    assert count == 5
+
+
+def test_nothing_is_trained_before_the_loop(screen, no_pictures):
+    def never():
+        raise AssertionError("trained without being asked")
+        yield
+
+    watch(never(), 5)
+    assert screen.bundles == []
+
+
+def test_final_text_has_one_line_for_each_epoch(screen, no_pictures):
+    list(watch(train(12), 12, "Baseline"))
+    heading, *lines = screen.last["text/plain"].splitlines()
+    assert heading.startswith("Baseline: 99.17% ")
+    assert "12 epochs" in heading
+    assert lines == [describe_epoch(make_epoch(number)) for number in range(1, 13)]
+    assert "stopped" not in heading
+
+
+def test_final_output_without_validation_digits(screen, no_pictures):
+    list(watch(train(3, validated=False), 3, "Final"))
+    assert len(screen.last["text/plain"].splitlines()) == 4
+    assert "nan" not in screen.last["text/plain"]
+
+
+def test_output_is_saved_as_text_and_picture_alone(screen):
+    """A progress bar in a saved notebook would stand there half done for ever."""
+    list(watch(train(3), 3))
+    assert set(screen.last) == {"text/plain", "image/png"}
+    assert is_png(base64.b64decode(screen.last["image/png"]))
+    assert plt.get_fignums() == []
+
+
+def test_progress_is_shown_from_the_start(clock):
+    watched = watch(train(4, screen=clock), 4, "Baseline")
+    next(watched)
+    first, second = clock.bundles
+    assert '<progress value="0" max="4">' in first["text/html"]
+    assert "first epoch" in first["text/plain"]
+    assert '<progress value="1" max="4">' in second["text/html"]
+    assert second["text/plain"] == "Baseline: 1/4 epochs, 3 s left"
+    assert describe_epoch(make_epoch(1)) in second["text/html"]
+    for bundle in (first, second):
+        data = re.search(r'src="data:image/png;base64,([^"]+)"', bundle["text/html"]).group(1)
+        assert is_png(base64.b64decode(data))
+
+
+def test_drawing_takes_at_most_a_few_percent_of_the_time(clock, no_pictures, monkeypatch):
+    drawing = []
+
+    def slow_render(figure):
+        clock.clock += 1.0
+        drawing.append(clock.clock)
+        return b"picture"
+
+    monkeypatch.setattr(live, "_render", slow_render)
+    list(watch(train(1000, screen=clock), 1000))
+    assert 1.0 * len(drawing) < 0.035 * clock.clock
+    assert len(drawing) > 20  # yet it does move
+
+
+def test_quick_drawing_shows_every_epoch(clock, no_pictures, monkeypatch):
+    def quick_render(figure):
+        clock.clock += 0.01
+        return b"picture"
+
+    monkeypatch.setattr(live, "_render", quick_render)
+    list(watch(train(30, screen=clock), 30))
+    assert len(clock.bundles) == 1 + 30 + 1  # the start, each epoch, the result
+
+
+@pytest.mark.parametrize("complete", [1, 3])
+def test_stop_button_ends_the_loop_and_keeps_the_epochs(screen, no_pictures, complete):
+    seen = []
+    for epoch in watch(train(complete, KeyboardInterrupt()), 10, "Mine"):
+        seen.append(epoch.number)
+    assert seen == list(range(1, complete + 1))
+    heading, *lines = screen.last["text/plain"].splitlines()
+    assert f"stopped: the model of epoch {complete} is kept" in heading
+    assert len(lines) == complete
+
+
+def test_stop_button_before_the_first_epoch_is_complete(screen, no_pictures):
+    with pytest.raises(KeyboardInterrupt):
+        list(watch(train(0, KeyboardInterrupt()), 10))
+
+
+def test_stop_button_in_a_real_training(screen, no_pictures, monkeypatch):
+    """Stopped in the middle of the second epoch: record and model of the first are whole."""
+    import mnist_helpers.training as training
+
+    digits, original, calls = make_toy_digits(100), training.train_epoch, []
+
+    def stop_in_second(*args):
+        calls.append(args)
+        losses = original(*args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return losses
+
+    monkeypatch.setattr(training, "train_epoch", stop_in_second)
+    (epoch,) = watch(fit(SMALL, digits, digits), SMALL.epochs)
+    loader = training.make_loader(digits, 100)
+    assert epoch.number == 1
+    assert evaluate(epoch.model, loader).accuracy == epoch.validation_accuracy
+
+
+def test_failure_of_training_is_not_swallowed(screen, no_pictures):
+    with pytest.raises(RuntimeError, match="not a number"):
+        list(watch(train(2, RuntimeError("not a number")), 10))
+    assert len(screen.last["text/plain"].splitlines()) == 3  # what there was until then is shown
+
+
+def test_loop_left_early_shows_what_there_is(screen, no_pictures):
+    for epoch in (watched := watch(train(5), 5)):
+        if epoch.number == 2:
+            break
+    watched.close()
+    assert len(screen.last["text/plain"].splitlines()) == 3
+
+
+def test_works_without_ipython(monkeypatch, capsys):
+    monkeypatch.setattr(InteractiveShell, "initialized", lambda: False)
+    assert [epoch.number for epoch in watch(train(3), 3)] == [1, 2, 3]
+    assert [epoch.number for epoch in watch(train(2, KeyboardInterrupt()), 3)] == [1, 2]
+    studies = [make_study(0), make_study(1)]
+    assert list(watch_study(iter(studies), 1)) == studies
+
+
+def test_description_of_an_epoch():
+    line = describe_epoch(make_epoch(2))
+    assert re.findall(r"\d+\.?\d*%?", line) == ["2", "1.5", "0.2500", "0.3000", "95.00%"]
+    assert re.findall(r"\d+\.?\d*%?", describe_epoch(make_epoch(2, validated=False))) == [
+        "2",
+        "1.5",
+        "0.2500",
+    ]
+
+
+def make_study(count: int, accuracy: float = 0.9) -> optuna.Study:
+    """A study in memory whose trials end with `accuracy`, one point more each."""
+    study = optuna.create_study(direction="maximize")
+    for number in range(count):
+        value = accuracy + number / 100
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=value, intermediate_values={1: value}, user_attrs={"knobs": {}, "seconds": 1.0}
+            )
+        )
+    return study
+
+
+@pytest.fixture
+def quiet():
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
+def grow(*counts: int, then=None, screen: Screen | None = None):
+    """The same study after each of `counts` trials, ten seconds for each step."""
+    for step, count in enumerate(counts):
+        if screen is not None and step:
+            screen.clock += 10
+        yield make_study(count)
+    if then is not None:
+        raise then
+
+
+@pytest.mark.usefixtures("quiet")
+def test_study_is_handed_on_with_progress_and_the_best(clock):
+    studies = list(grow(0, 1, 2, 3))
+
+    def ticking():
+        for study in studies:
+            yield study
+            clock.clock += 10
+
+    assert list(watch_study(ticking(), 3)) == studies
+    _, start, first, second, third, final = clock.bundles
+    assert "0/3 trials" in start["text/plain"]
+    assert first["text/plain"] == "1/3 trials in 10 s, 20 s left; best so far: trial 0, 90.00%"
+    assert second["text/plain"] == "2/3 trials in 20 s, 10 s left; best so far: trial 1, 91.00%"
+    assert '<progress value="2" max="3">' in second["text/html"]
+    assert third["text/plain"] == final["text/plain"]
+    assert final == {"text/plain": "3/3 trials in 30 s; best so far: trial 2, 92.00%"}  # no bar is saved
+
+
+@pytest.mark.usefixtures("quiet")
+def test_study_that_goes_on_counts_only_its_new_trials(clock):
+    """Twenty trials were there before: the time left goes by the two new ones."""
+    list(watch_study(grow(20, 21, 22, screen=clock), 30))
+    assert "22/30 trials in 20 s, 80 s left" in clock.last["text/plain"]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_stop_button_in_a_study(clock):
+    assert len(list(watch_study(grow(0, 1, 2, then=KeyboardInterrupt()), 10))) == 3
+    assert clock.last["text/plain"].startswith("2/10 trials")
+    assert clock.last["text/plain"].endswith("stopped: all finished trials are kept")
+
+
+@pytest.mark.usefixtures("quiet")
+def test_failure_of_a_study_is_not_swallowed(clock):
+    with pytest.raises(RuntimeError, match="database"):
+        list(watch_study(grow(0, 1, then=RuntimeError("database is gone")), 10))
+    assert clock.last["text/plain"].startswith("1/10 trials")
+
+
+def test_real_study(screen, tmp_path):
+    digits = make_toy_digits(60)
+    space = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
+    studies = run_study(digits, digits, 2, f"sqlite:///{tmp_path}/study.db", space=space, base=SMALL)
+    *_, study = watch_study(studies, 2)
+    best = list_runs(study)[0]
+    assert screen.last["text/plain"].startswith("2/2 trials")
+    assert screen.last["text/plain"].endswith(f"best so far: {best.name}, {best.accuracy:.2%}")
+
+
+def read_table(table: Markdown) -> list[list[str]]:
+    """The cells as a Markdown reader finds them."""
+    (parsed,) = mistune.create_markdown(renderer=None, plugins=["table"])(table.data)
+    assert parsed["type"] == "table"
+    head, *body = parsed["children"]
+    rows = [head["children"], *(row["children"] for part in body for row in part["children"])]
+    return [["".join(text.get("raw", "") for text in cell["children"]) for cell in row] for row in rows]
+
+
+def test_table_is_read_as_one():
+    table = show_table(["network", "accuracy", "epochs"], ("linear", "88.0%", 5), ["final", 0.99, 200])
+    assert isinstance(table, Markdown)
+    expected = [["network", "accuracy", "epochs"], ["linear", "88.0%", "5"], ["final", "0.99", "200"]]
+    assert read_table(table) == expected
+
+
+def test_source_is_shown_as_one_block_of_python():
+    def read(*objects) -> str:
+        shown = show_source(*objects)
+        assert isinstance(shown, Markdown)
+        (block,) = mistune.create_markdown(renderer=None)(shown.data)
+        assert (block["type"], block["attrs"]["info"]) == ("block_code", "python")
+        return block["raw"]
+
+    both = read(describe_epoch, Config)
+    assert both.startswith("def describe_epoch(")
+    assert "\n\n\n@dataclass(frozen=True)\nclass Config:" in both
+    assert both.rstrip().endswith('object.__setattr__(self, "hidden", tuple(self.hidden))')
+    code = compile(read(describe_epoch), "shown", "exec")  # what is shown is code that runs
+    names = {"Epoch": Epoch, "isnan": math.isnan}
+    exec(code, names)
+    assert names["describe_epoch"](make_epoch(3)) == describe_epoch(make_epoch(3))
+    module = read(recipes)  # a whole module can be shown too
+    assert "FINAL = Config(" in module
+    assert "FAST = replace(" in module
