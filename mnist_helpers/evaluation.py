@@ -70,7 +70,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device="cpu") -> Evaluation:
 
 
 def find_evidence(model: nn.Module, pixels: Tensor) -> Tensor:
-    """How much each pixel of `pixels [batch, 784]` spoke for the answer, or below 0 against: `[batch, 28, 28]`.
+    """How much each pixel of `pixels [batch, 784]` spoke for the answer, below 0 against: `[batch, 28, 28]`.
 
     Gradient times input (Shrikumar et al. 2016): the ink of a pixel, times how strongly more ink there would
     lift the winning logit over the mean of all ten.

@@ -14,10 +14,10 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mnist_helpers import data, recipes
+from mnist_helpers import data, plots, recipes
 from mnist_helpers.config import Config
 from mnist_helpers.evaluation import evaluate
-from mnist_helpers.model import MLP
+from mnist_helpers.model import MLP, load_model
 from mnist_helpers.training import fit, make_optimizer, train_epoch
 
 USUAL = transforms.Compose(
@@ -114,23 +114,74 @@ def run_recipe(name: str, config: Config, train: data.Digits, test: data.Digits,
         *_, last = fit(replace(config, seed=seed), train, None)
         times.append(time.perf_counter() - start)
         accuracies.append(evaluate(last.model, loader).accuracy)
-    listed = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
+        print(f"  {name}, seed {seed}: {accuracies[-1]:.2%} after {times[-1]:.1f} s", flush=True)
     mean, seconds = statistics.mean(accuracies), statistics.median(times)
-    print(f"{name:<10}{mean:8.2%} test accuracy (seeds: {listed}), {seconds:.1f} s of training", flush=True)
+    print(f"{name}: mean test accuracy {mean:.3%} of {seeds} seeds, {seconds:.1f} s of training", flush=True)
+
+
+def leave_out(train: data.Digits, seeds: int, epochs: int) -> None:
+    """Each ingredient of the final recipe left out once, for the same number of digits shown."""
+    full = replace(recipes.FINAL, epochs=epochs)
+    all_digits = {"practice": 1.0, "epochs": max(1, round(epochs * full.practice))}
+    variants = {
+        "the whole recipe": {},
+        "without warps": {"warp": 0.0},
+        "without practice of hard digits": all_digits,
+        "without either": {"warp": 0.0, **all_digits},
+        "without batch norm": {"batch_norm": False, "learning_rate": full.learning_rate / 4},
+        "without schedule": {"schedule": "constant"},
+        "without averaging": {"averaging": 0.0},
+        "without weight decay": {"weight_decay": 0.0},
+        "two hidden layers": {"hidden": full.hidden[:2]},
+        "half as wide": {"hidden": tuple(width // 2 for width in full.hidden)},
+        "with label smoothing 0.05": {"label_smoothing": 0.05},
+        "with dropout 0.1": {"dropout": 0.1},
+        "with gelu": {"activation": "gelu"},
+    }
+    fitting, validation = data.split_digits(train)
+    print(f"{'':34}{'validation accuracy of each seed':<34}{'mean loss':>10}{'seconds':>9}")
+    for name, knobs in variants.items():
+        start, results = time.perf_counter(), []
+        for seed in range(seeds):
+            *_, last = fit(replace(full, seed=seed, **knobs), fitting, None)
+            results.append(evaluate(last.model, data.make_loader(validation, 1000)))
+        seconds = (time.perf_counter() - start) / seeds
+        listed = "  ".join(f"{result.accuracy:.2%}" for result in results)
+        loss = statistics.mean(result.loss for result in results)
+        print(f"{name:<34}{listed:<34}{loss:10.4f}{seconds:9.1f}", flush=True)
+
+
+def draw_mistakes(test: data.Digits) -> None:
+    """The picture of the README: every test digit that `model.pth` reads wrong."""
+    result = evaluate(load_model(data.PROJECT_ROOT / "model.pth"), data.make_loader(test, 1000))
+    wrong = (~result.right).nonzero().flatten()
+    captions = [f"{result.labels[i]}, read {result.predictions[i]}" for i in wrong]
+    title = f"All {len(wrong)} of {len(test):,} test digits that are read wrong, the true label first"
+    figure = plots.plot_digits(test.images[wrong], captions, title)
+    figure.savefig(data.PROJECT_ROOT / ".github" / "mistakes.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default 3)")
     parser.add_argument("--final", action="store_true", help="the notebook's final recipe (minutes per seed)")
+    parser.add_argument("--ablation", action="store_true", help="leave out each ingredient of it once")
+    parser.add_argument("--epochs", type=int, default=16, help="of each training of --ablation (default 16)")
+    parser.add_argument("--picture", action="store_true", help="draw the picture of the README")
     chosen = parser.parse_args()
     train, test = data.load_mnist(download=False)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if chosen.final:
-        return run_recipe("final", recipes.FINAL, train, test, chosen.seeds)
-    compare_pipelines(data.find_root(), train)
-    compare_with_matrix_product(train)
-    return None
+    if chosen.picture:
+        draw_mistakes(test)
+    elif chosen.final:
+        run_recipe("final", recipes.FINAL, train, test, chosen.seeds)
+    elif chosen.ablation:
+        leave_out(train, chosen.seeds, chosen.epochs)
+    else:
+        compare_pipelines(data.find_root(), train)
+        compare_with_matrix_product(train)
+        run_recipe("98%", recipes.SECONDS, train, test, chosen.seeds)
+        run_recipe("99%", recipes.FAST, train, test, chosen.seeds)
 
 
 if __name__ == "__main__":
