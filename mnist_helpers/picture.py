@@ -33,21 +33,28 @@ def normalise_picture(source) -> Tensor:
         return torch.from_numpy((grey * 255).round().astype(np.uint8))
     if max(grey.shape) < SMALLEST:
         grey = _resize(grey, -(-SMALLEST // max(grey.shape)))
-    return fit_box(pick_digit(find_ink(grey)))
+    try:
+        strokes = pick_digit(find_ink(grey))
+    except PictureError:  # shadows at the border may have hidden a digit that stands clear of it
+        strokes = pick_digit(find_ink(grey, border="constant"))
+    return fit_box(strokes)
 
 
-def find_ink(grey: np.ndarray) -> np.ndarray:
+def find_ink(grey: np.ndarray, border: str = "edge") -> np.ndarray:
     """How much darker than its paper each pixel is, `[height, width]`, 0 = paper; light ink counts as dark.
 
     The paper's brightness under the ink is found by a morphological closing: it fills dark lines narrower
-    than its window but follows a shadow's edge.
+    than its window but follows a shadow's edge. Beyond the border, the paper goes on (`border="edge"`,
+    right for strokes that touch it) or there is none (`"constant"`, right for shadows that touch it).
     """
-    if _has_light_ink(_resize(grey, min(1, 128 / max(grey.shape)), Image.Resampling.BOX)):
+    if _has_light_ink(_resize(grey, min(1, 256 / max(grey.shape)), Image.Resampling.BOX)):
         grey = 1 - grey
     grey = ndimage.gaussian_filter(grey, max(grey.shape) / 224)
-    paper = ndimage.grey_closing(grey, size=[max(grey.shape) // 3] * 2, mode="nearest")
-    ink = 1 - grey / np.maximum(paper, 0.1)
-    return ink
+    window = max(grey.shape) // 6 * 2 + 1
+    around = np.pad(grey, window // 2, mode=border)
+    paper = ndimage.grey_closing(around, size=(window, window), mode="nearest")
+    paper = paper[window // 2 : -(window // 2), window // 2 : -(window // 2)]
+    return 1 - grey / np.maximum(paper, 0.1)
 
 
 def pick_digit(ink: np.ndarray) -> np.ndarray:
@@ -59,7 +66,7 @@ def pick_digit(ink: np.ndarray) -> np.ndarray:
     if visible.size < 16:
         raise PictureError("nothing stands out from the paper: the page is blank, or the ink too faint")
     contrast = (visible**4).sum() / (visible**3).sum()  # a mean in which faint shadows hardly count
-    pieces, count = ndimage.label(ink > 0.4 * contrast, np.ones((3, 3)))
+    pieces, count = ndimage.label(ink > 0.45 * contrast, np.ones((3, 3)))
     weight = ndimage.sum_labels(ink**3, pieces, np.arange(count + 1)) * (np.arange(count + 1) > 0)
     inner = weight.copy()  # what touches the border is rather a shadow or the table than the digit
     inner[np.unique(np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]]))] = 0
@@ -100,7 +107,7 @@ def _has_light_ink(grey: np.ndarray) -> bool:
     surroundings: the wide one for a thick digit that fills the picture, the narrow one for a small digit.
     """
     skewness = 0.0
-    for part in (4, 12):
+    for part in (4, 24):
         local = grey - ndimage.gaussian_filter(grey, max(grey.shape) / part, mode="nearest")
         skewness += (local**3).mean() / ((local**2).mean() ** 1.5 + 1e-9)
     return skewness > 0
@@ -110,12 +117,12 @@ def _check_strokes(mask: np.ndarray, width: float) -> None:
     """Refuse what hardly any digit of MNIST is; lengths are in units of the longer side."""
     pieces, holes = ndimage.label(mask, np.ones((3, 3)))[1], ndimage.label(~mask)[1] - 1
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    widest_gap = np.diff(columns, append=columns[-1] + 1).argmax()
-    left = mask[:, : columns[widest_gap] + 1].sum() / mask.sum()
-    two_parts = 0.15 < left < 0.85 and columns[widest_gap + 1] - columns[widest_gap] > FINE / 20
-    if pieces > 3 or two_parts:
+    height, gaps = np.ptp(rows), np.diff(columns, append=columns[-1])
+    sides = np.split(mask, [columns[gaps.argmax()] + 1], axis=1)  # left and right of the widest gap
+    both_tall = min(side.any(axis=1).sum() for side in sides) > 0.4 * height
+    if pieces > 3 or (both_tall and gaps.max() > FINE / 20):
         raise PictureError("several characters or pieces, not one digit: cut out one digit")
-    if np.ptp(columns) > 1.6 * np.ptp(rows):
+    if np.ptp(columns) > 2 * height:
         raise PictureError("what is written is too wide for one digit: cut out one digit")
     if holes > 2 or mask.sum() / width > 3.3 * FINE:
         raise PictureError("the lines are too tangled for a digit")

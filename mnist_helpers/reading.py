@@ -23,8 +23,10 @@ def open_picture(source) -> Image.Image:
     name = source if isinstance(source, str | os.PathLike) else "the picture"
     try:
         if isinstance(source, str | os.PathLike):
-            source = Image.open(source)
-            source.draft("RGB", (LARGEST, LARGEST))  # JPEG is decoded at a fraction of its size
+            with Image.open(source) as file:
+                file.draft("RGB", (LARGEST, LARGEST))  # JPEG is decoded at a fraction of its size
+                file.load()
+                source = file.copy()
         if not isinstance(source, Image.Image):
             source = _array_to_image(source)
         source.load()
