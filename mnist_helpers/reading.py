@@ -66,7 +66,11 @@ def _array_to_image(source) -> Image.Image:
         if not np.isfinite(span):
             raise PictureError(f"the array ({given}) holds values that are not finite: replace them first")
         full = next((scale for scale in FULL_SCALES if scale >= span), span)
-        values = ((values.astype(np.float64) - low) / full * 255).round().astype(np.uint8)
+        values = values.astype(np.float64)
+        values -= low
+        values *= 255 / full
+        values += 0.5  # the conversion cuts fractions off
+        values = values.astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(values.squeeze(2) if values.shape[2:] == (1,) else values))
 
 

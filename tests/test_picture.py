@@ -118,8 +118,8 @@ def test_transparency_is_paper(seven, ink):
 
 
 def test_faint_coloured_ink_is_seen(seven):
-    paper = np.full((*seven.shape, 3), 255, np.uint8)
-    paper[seven < 100] = (255, 255, 60)  # yellow: nearly as bright as the paper
+    paper = np.full((*seven.shape, 3), 180, np.uint8)
+    paper[seven < 100] = (255, 142, 180)  # pink, exactly as bright as the paper
     assert_same_digit(normalise_picture(paper), normalise_picture(seven), 6)
 
 
