@@ -17,6 +17,7 @@ FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 KNOBS = {  # name: (what makes sense, in words)
     "hidden": (lambda widths: all(_is_whole(width, 1) for width in widths), "positive whole numbers"),
     "activation": (lambda name: name in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
+    "batch_norm": (lambda choice: isinstance(choice, bool), "True or False"),
     "dropout": FRACTION,
     "optimizer": (lambda name: name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "learning_rate": (lambda rate: 0 < rate < math.inf, "above 0"),

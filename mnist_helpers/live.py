@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from math import isnan
 
+from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from optuna import Study
@@ -22,7 +23,7 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Itera
     The stop button ends the loop after the last complete epoch, whose record (and model) stays usable.
     """
     history, started, drawn, cost = [], time.perf_counter(), 0.0, 0.0
-    handle = display(_show_progress(history, total, title, 0), raw=True, display_id=True)
+    handle = _open_display(_show_progress(history, total, title, 0))
     note = ""
     try:
         for epoch in epochs:
@@ -45,7 +46,7 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Itera
 def watch_study(studies: Iterator[Study], total: int) -> Iterator[Study]:
     """Hand on the study after each trial of `run_study`, with a line on how far it is and the best so far."""
     started, before = time.perf_counter(), None
-    handle = display({"text/plain": "The study starts"}, raw=True, display_id=True)
+    handle = _open_display({"text/plain": "The study starts"})
     try:
         for study in studies:
             listed = list_runs(study)
@@ -53,13 +54,21 @@ def watch_study(studies: Iterator[Study], total: int) -> Iterator[Study]:
             before = done if before is None else before
             seconds = time.perf_counter() - started
             left = f", {seconds / (done - before) * (total - done):.0f} s left" if done > before else ""
-            best = f"best so far: {listed[0].name}, {listed[0].accuracy:.2%}" if listed else "first trial"
-            line = f"{done}/{total} trials in {seconds:.0f} s{left if done < total else ''}; {best}"
+            best = (
+                f"{listed[0].name}, {listed[0].accuracy:.2%}"
+                if listed and listed[0].accuracies
+                else "none yet"
+            )
+            line = (
+                f"{done}/{total} trials in {seconds:.0f} s{left if done < total else ''}; best so far: {best}"
+            )
             bar = f'<progress value="{done}" max="{total}"></progress> {line}'
             if handle is not None:
                 handle.update({"text/html": bar, "text/plain": line}, raw=True)
             yield study
     except KeyboardInterrupt:
+        if before is None:
+            raise
         line += "; stopped: all finished trials are kept"
     finally:
         if handle is not None and before is not None:
@@ -82,7 +91,14 @@ def show_source(*objects) -> Markdown:
 def show_table(heading: Sequence, *rows: Sequence) -> Markdown:
     """Rows of text and numbers as a Markdown table, which every viewer of notebooks can show."""
     lines = [heading, ["---"] * len(heading), *rows]
-    return Markdown("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+    return Markdown(
+        "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
+    )
+
+
+def _open_display(bundle: dict):
+    """A place in the notebook that can be updated, or None outside of one."""
+    return display(bundle, raw=True, display_id=True) if get_ipython() else None
 
 
 def _show_progress(history: list[Epoch], total: int, title: str, seconds: float) -> dict:

@@ -93,13 +93,13 @@ def plot_classes(counts: Sequence[int], means: Tensor, title: str) -> Figure:
 
 def plot_pixels(values: Mapping[str, Tensor], title: str) -> Figure:
     """Histograms of pixel values, one panel for each stage of the preprocessing."""
-    figure, axes = make_axes(1, len(values), (9, 2.9), sharey=True)
-    for ax, (name, pixels) in zip(axes, values.items(), strict=True):
+    figure, axes = make_axes(1, len(values), (9, 2.9), sharey=True, squeeze=False)
+    for ax, (name, pixels) in zip(axes[0], values.items(), strict=True):
         ax.hist(np.asarray(pixels).ravel(), bins=50, color=BLUE, log=True)
         ax.axvline(float(pixels.float().mean()), color=ORANGE, label="mean")
         ax.set(title=name, xlabel="pixel value")
-    axes[0].set_ylabel("pixels (log scale)")
-    axes[-1].legend()
+    axes[0, 0].set_ylabel("pixels (log scale)")
+    axes[0, -1].legend()
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -103,8 +103,9 @@ def fit(
             )
         if config.practice < 1:
             loader.sampler.sampler.update(losses)
-        finished.load_state_dict((average.module if average else model).state_dict())
-        result = evaluate(finished, make_loader(validation, 1000), device) if validation else None
+        candidate = average.module if average else model
+        result = evaluate(candidate, make_loader(validation, 1000), device) if validation else None
+        finished.load_state_dict(candidate.state_dict())  # last of all: a stop before leaves the old one
         yield Epoch(
             number=number,
             train_loss=losses.mean().item(),

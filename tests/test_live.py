@@ -51,6 +51,7 @@ class Screen:
 def screen(monkeypatch) -> Screen:
     screen = Screen()
     monkeypatch.setattr(live, "display", screen.display)
+    monkeypatch.setattr(live, "get_ipython", lambda: "a notebook")
     return screen
 
 
