@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +36,11 @@ class RandomWarp:
     def __call__(self, images: Tensor) -> Tensor:
         """`[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1."""
         batch, size = len(images), images.shape[-1]
-        grid = F.affine_grid(self._draw_affine(batch, size), [batch, 1, size, size], align_corners=False)
-        if self.elastic:
-            grid = grid + self._draw_elastic(batch, size)
+        weights = torch.cat([self._draw_affine(batch, size), self._draw_elastic(batch, size)], dim=2)
+        # One matrix product for the whole batch: where each pixel is copied from, across and down.
+        places = (weights.flatten(0, 1) @ make_fields(size)).view(batch, 2, size, size)
         pictures = images.unsqueeze(1).float() / 255
-        return F.grid_sample(pictures, grid, align_corners=False).squeeze(1)
+        return F.grid_sample(pictures, places.permute(0, 2, 3, 1), align_corners=False).squeeze(1)
 
     def _draw_affine(self, batch: int, size: int) -> Tensor:
         """Matrices `[batch, 2, 3]` that map a place in the new picture to the place it is copied from."""
@@ -53,16 +54,26 @@ class RandomWarp:
         ]
         angle, width, height, shear, right, down = draws * torch.tensor(largest)[:, None] * self.strength
         cos, sin, width, height = angle.cos(), angle.sin(), 1 + width, 1 + height
-        rows = [
-            torch.stack([cos * width, (cos * shear - sin) * height, right], dim=1),
-            torch.stack([sin * width, (sin * shear + cos) * height, down], dim=1),
-        ]
-        return torch.stack(rows, dim=1)
+        across = torch.stack([cos * width, (cos * shear - sin) * height, right], dim=1)
+        along = torch.stack([sin * width, (sin * shear + cos) * height, down], dim=1)
+        return torch.stack([across, along], dim=1)
 
     def _draw_elastic(self, batch: int, size: int) -> Tensor:
-        """Smooth displacements `[batch, size, size, 2]`: noise on a coarse grid, blurred by a Gaussian."""
-        pixels, points = torch.arange(size), torch.linspace(0, size - 1, GRID)
-        blur = torch.exp(-((pixels[:, None] - points) ** 2) / (2 * SMOOTHNESS**2))
-        blur = blur / blur.square().sum(dim=1, keepdim=True).sqrt()  # noise of variance 1 stays of variance 1
-        noise = torch.randn(batch, 2, GRID, GRID, generator=self.generator)
-        return (blur @ noise @ blur.T).permute(0, 2, 3, 1) * (self.elastic * self.strength / size)
+        """How far each point of the coarse grid is displaced, `[batch, 2, GRID * GRID]`."""
+        noise = torch.randn(batch, 2, GRID * GRID, generator=self.generator)
+        return noise * (self.elastic * self.strength / size)
+
+
+@cache
+def make_fields(size: int) -> Tensor:
+    """What a warp is a weighted sum of, `[3 + GRID * GRID, size * size]`, in units of half a picture.
+
+    The place across, the place down, one; and for each point of the coarse grid a Gaussian bump, scaled so
+    that noise of variance 1 on the grid gives displacements of variance 1.
+    """
+    pixels = torch.arange(size)
+    bumps = torch.exp(-((torch.linspace(0, size - 1, GRID)[:, None] - pixels) ** 2) / (2 * SMOOTHNESS**2))
+    bumps = bumps / bumps.square().sum(dim=0).sqrt()
+    place = (2 * pixels + 1) / size - 1
+    plane = [place.expand(size, size), place[:, None].expand(size, size), torch.ones(size, size)]
+    return torch.cat([torch.stack(plane).flatten(1), torch.kron(bumps, bumps)])
