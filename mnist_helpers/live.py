@@ -2,17 +2,15 @@
 
 import base64
 import inspect
-import io
 import time
 from collections.abc import Iterator, Sequence
 from math import isnan
 
 from IPython import get_ipython
 from IPython.display import Markdown, display
-from matplotlib.figure import Figure
 from optuna import Study
 
-from mnist_helpers.plots import plot_history
+from mnist_helpers.plots import plot_history, render_png
 from mnist_helpers.runs import list_runs
 from mnist_helpers.training import Epoch
 
@@ -105,7 +103,7 @@ def _show_progress(history: list[Epoch], total: int, title: str, seconds: float)
     done = len(history)
     left = f"{seconds / done * (total - done):.0f} s left" if done else "first epoch"
     line = describe_epoch(history[-1]) if history else "starting"
-    image = base64.b64encode(_render(plot_history(history, total, title))).decode()
+    image = base64.b64encode(render_png(plot_history(history, total, title))).decode()
     html = (
         f'<progress value="{done}" max="{total}"></progress> {done}/{total} epochs, {left}'
         f'<pre style="margin:4px 0">{line}</pre>'
@@ -122,10 +120,4 @@ def _show_result(history: list[Epoch], title: str, seconds: float, note: str) ->
         result = f"{title}: {last.validation_accuracy:.2%} of the validation digits right after {epochs}"
     figure = plot_history(history, len(history), result)
     table = "\n".join([result, *map(describe_epoch, history)])
-    return {"image/png": base64.b64encode(_render(figure)).decode(), "text/plain": table}
-
-
-def _render(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return {"image/png": base64.b64encode(render_png(figure)).decode(), "text/plain": table}

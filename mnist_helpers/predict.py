@@ -4,7 +4,6 @@ In a terminal: `python -m mnist_helpers.predict photo.png ...`
 """
 
 import argparse
-import io
 import sys
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
 from mnist_helpers.model import ModelError, load_model
 from mnist_helpers.picture import PictureError, normalise_picture, open_picture
+from mnist_helpers.plots import BLUE, ORANGE, make_axes, render_png
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,24 +42,21 @@ class Prediction:
 
     def show(self) -> Figure:
         """The picture as given, the 28x28 that the model saw, and the ten probabilities as bars."""
-        figure = Figure(figsize=(8, 2.6), layout="constrained")
-        given, seen, bars = figure.subplots(1, 3, width_ratios=[1, 1, 1.6])
+        figure, (given, seen, bars) = make_axes(1, 3, (8, 2.6), width_ratios=[1, 1, 1.6])
         given.imshow(self.picture)
         given.set_title("the picture")
         seen.imshow(self.pixels.numpy(), cmap="gray", vmin=0, vmax=255)
         seen.set_title("what the model sees")
-        colours = ["tab:orange" if digit == self.digit else "tab:blue" for digit in range(NUM_CLASSES)]
+        colours = [ORANGE if digit == self.digit else BLUE for digit in range(NUM_CLASSES)]
         bars.bar(range(NUM_CLASSES), self.probabilities.tolist(), color=colours)
         bars.set(xticks=range(NUM_CLASSES), ylim=(0, 1), xlabel="digit", ylabel="probability")
         bars.set_title(f"{self.digit} with {self.confidence:.1%}")
         for axes in (given, seen):
-            axes.set(xticks=[], yticks=[])
+            axes.axis("off")
         return figure
 
     def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.show().savefig(file, format="png", dpi=90)
-        return file.getvalue()
+        return render_png(self.show())
 
 
 @torch.no_grad()

@@ -32,9 +32,9 @@ from mnist_helpers.training import choose_device, fit
 SEARCH_SPACE = {
     "learning_rate": FloatDistribution(5e-4, 5e-2, log=True),
     "batch_size": CategoricalDistribution([256, 512, 1024]),
-    "epochs": IntDistribution(2, 5),
+    "epochs": IntDistribution(2, 4),
     "depth": IntDistribution(1, 3),  # hidden layers
-    "width": CategoricalDistribution([64, 128, 256, 512]),  # of the first one
+    "width": CategoricalDistribution([64, 128, 256, 384]),  # of the first one
     "taper": CategoricalDistribution([1.0, 0.5]),  # of each further one, as a share of the one before
     "activation": CategoricalDistribution(["relu", "gelu", "silu"]),
     "dropout": FloatDistribution(0.0, 0.3),

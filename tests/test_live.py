@@ -59,7 +59,7 @@ def screen(monkeypatch) -> Screen:
 def no_pictures(monkeypatch):
     """Drawing takes no time where a test is about the rest."""
     monkeypatch.setattr(live, "plot_history", lambda history, total, title: None)
-    monkeypatch.setattr(live, "_render", lambda figure: b"picture")
+    monkeypatch.setattr(live, "render_png", lambda figure: b"picture")
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_drawing_takes_at_most_a_few_percent_of_the_time(clock, no_pictures, mon
         drawing.append(clock.clock)
         return b"picture"
 
-    monkeypatch.setattr(live, "_render", slow_render)
+    monkeypatch.setattr(live, "render_png", slow_render)
     list(watch(train(1000, screen=clock), 1000))
     assert 1.0 * len(drawing) < 0.035 * clock.clock
     assert len(drawing) > 20  # yet it does move
@@ -172,7 +172,7 @@ def test_quick_drawing_shows_every_epoch(clock, no_pictures, monkeypatch):
         clock.clock += 0.01
         return b"picture"
 
-    monkeypatch.setattr(live, "_render", quick_render)
+    monkeypatch.setattr(live, "render_png", quick_render)
     list(watch(train(30, screen=clock), 30))
     assert len(clock.bundles) == 1 + 30 + 1  # the start, each epoch, the result
 

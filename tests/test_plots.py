@@ -82,7 +82,7 @@ def line_of(ax, name: str) -> tuple[list, list]:
 def test_returns_a_figure_that_draws_and_opens_none(name):
     before = {key: plt.rcParams[key] for key in plots.STYLE}
     figure = FIGURES[name]()
-    assert type(figure) is Figure
+    assert isinstance(figure, Figure)
     figure.canvas.draw()  # with warnings being errors: no empty legend, no bad scale, no text that fails
     assert plt.get_fignums() == []
     assert {key: plt.rcParams[key] for key in before} == before  # the reader's own figures keep their style
