@@ -12,10 +12,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
+from mnist_helpers.augment import RandomWarp
 from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
 from mnist_helpers.model import ModelError, load_model
 from mnist_helpers.picture import PictureError, normalise_picture, open_picture
 from mnist_helpers.plots import BLUE, ORANGE, make_axes, render_png
+
+VIEWS, VIEW_STRENGTH = 16, 0.8  # a digit is read the same from all views, a scribble is not
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +82,9 @@ def predict_picture(model: nn.Module, source) -> Prediction:
     """
     picture = open_picture(source)
     pixels = normalise_picture(picture)
-    return Prediction(predict_probabilities(model, pixels), pixels, picture)
+    views = RandomWarp(VIEW_STRENGTH)(pixels.expand(VIEWS, -1, -1))
+    probabilities = predict_probabilities(model, views).mean(dim=0)
+    return Prediction(probabilities, pixels, picture)
 
 
 def main(arguments: list[str] | None = None) -> int:
