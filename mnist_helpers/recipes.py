@@ -19,7 +19,7 @@ FINAL = Config(
     epochs=130,
 )
 
-# Ninety-nine in a hundred in seconds: few steps, so milder warps and a smaller network.
+# Nearly ninety-nine in a hundred in seconds: few steps, so milder warps and a smaller network.
 FAST = replace(
     FINAL,
     hidden=(512, 512),
@@ -30,5 +30,5 @@ FAST = replace(
     epochs=12,
 )
 
-# Ninety-eight in a hundred in a breath.
+# About ninety-eight in a hundred in a breath.
 BRIEF = replace(FAST, warp=0.2, epochs=4)

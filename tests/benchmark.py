@@ -180,8 +180,8 @@ def main() -> None:
     else:
         compare_pipelines(data.find_root(), train)
         compare_with_matrix_product(train)
-        run_recipe("98%", recipes.BRIEF, train, test, chosen.seeds)
-        run_recipe("99%", recipes.FAST, train, test, chosen.seeds)
+        run_recipe("brief", recipes.BRIEF, train, test, chosen.seeds)
+        run_recipe("fast", recipes.FAST, train, test, chosen.seeds)
 
 
 if __name__ == "__main__":
