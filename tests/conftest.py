@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
 from torchvision.datasets import MNIST
 
 from mnist_helpers import data
@@ -105,3 +107,12 @@ def toy_mnist(tmp_path, monkeypatch) -> Path:
     for name, content in TOY_FILES.items():
         (raw / name).write_bytes(content)
     return raw
+
+
+@pytest.fixture
+def shown():
+    """What is displayed, as the list that a shell without a kernel would publish."""
+    shell = InteractiveShell.instance()
+    shell.display_pub = CapturingDisplayPublisher()
+    yield shell.display_pub.outputs
+    InteractiveShell.clear_instance()

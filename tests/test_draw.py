@@ -6,8 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from IPython.core.displaypub import CapturingDisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
 
 from mnist_helpers import draw
 from mnist_helpers.draw import MARGIN, SIDE, DrawingPad, is_live, show_pad
@@ -38,15 +36,6 @@ def ask(pad, ink, sequence=1, finished=False):
 def model():
     torch.manual_seed(0)
     return MLP((16,)).eval()
-
-
-@pytest.fixture
-def shown():
-    """What is displayed, as the list that a shell without a kernel would publish."""
-    shell = InteractiveShell.instance()
-    shell.display_pub = CapturingDisplayPublisher()
-    yield shell.display_pub.outputs
-    InteractiveShell.clear_instance()
 
 
 def test_answer_is_what_predict_picture_says(model):

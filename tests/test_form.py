@@ -5,8 +5,6 @@ import signal
 from dataclasses import fields, replace
 
 import pytest
-from IPython.core.displaypub import CapturingDisplayPublisher
-from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 
 from mnist_helpers import form
@@ -17,15 +15,6 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 UNUSUAL = Config(
     hidden=(77, 5), learning_rate=0.00123, batch_size=50, epochs=11, dropout=0.15, activation="tanh"
 )
-
-
-@pytest.fixture
-def shown():
-    """What is displayed, as the list that a shell without a kernel would publish."""
-    shell = InteractiveShell.instance()
-    shell.display_pub = CapturingDisplayPublisher()
-    yield shell.display_pub.outputs
-    InteractiveShell.clear_instance()
 
 
 def make_form(train, config=None):
