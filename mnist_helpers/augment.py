@@ -27,8 +27,11 @@ class RandomWarp:
     shear: float = 0.2  # fraction of the height
     shift: float = 2.0  # pixels, in both directions
     elastic: float = 2.0  # pixels
+    fade: float = 0.0  # share of the strength that is gone after `steps` batches, falling evenly
+    steps: int = 1
     seed: int = 0
     generator: torch.Generator = field(init=False, repr=False)
+    calls: int = field(init=False, default=0, repr=False)
 
     def __post_init__(self):
         self.generator = torch.Generator().manual_seed(self.seed)
@@ -36,13 +39,16 @@ class RandomWarp:
     def __call__(self, images: Tensor) -> Tensor:
         """`[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1."""
         batch, size = len(images), images.shape[-1]
-        weights = torch.cat([self._draw_affine(batch, size), self._draw_elastic(batch, size)], dim=2)
+        strength = self.strength * (1 - self.fade * min(1.0, self.calls / self.steps))
+        self.calls += 1
+        parts = [self._draw_affine(batch, size, strength), self._draw_elastic(batch, size, strength)]
+        weights = torch.cat(parts, dim=2)
         # One matrix product for the whole batch: where each pixel is copied from, across and down.
         places = (weights.flatten(0, 1) @ make_fields(size)).view(batch, 2, size, size)
         pictures = images.unsqueeze(1).float() / 255
         return F.grid_sample(pictures, places.permute(0, 2, 3, 1), align_corners=False).squeeze(1)
 
-    def _draw_affine(self, batch: int, size: int) -> Tensor:
+    def _draw_affine(self, batch: int, size: int, strength: float) -> Tensor:
         """Matrices `[batch, 2, 3]` that map a place in the new picture to the place it is copied from."""
         draws = torch.rand(6, batch, generator=self.generator) * 2 - 1
         largest = [
@@ -52,16 +58,16 @@ class RandomWarp:
             self.shear,
             *[self.shift * 2 / size] * 2,
         ]
-        angle, width, height, shear, right, down = draws * torch.tensor(largest)[:, None] * self.strength
+        angle, width, height, shear, right, down = draws * torch.tensor(largest)[:, None] * strength
         cos, sin, width, height = angle.cos(), angle.sin(), 1 + width, 1 + height
         across = torch.stack([cos * width, (cos * shear - sin) * height, right], dim=1)
         along = torch.stack([sin * width, (sin * shear + cos) * height, down], dim=1)
         return torch.stack([across, along], dim=1)
 
-    def _draw_elastic(self, batch: int, size: int) -> Tensor:
+    def _draw_elastic(self, batch: int, size: int, strength: float) -> Tensor:
         """How far each point of the coarse grid is displaced, `[batch, 2, GRID * GRID]`."""
         noise = torch.randn(batch, 2, GRID * GRID, generator=self.generator)
-        return noise * (self.elastic * self.strength / size)
+        return noise * (self.elastic * strength / size)
 
 
 @cache

@@ -10,7 +10,7 @@ SCHEDULES = ("constant", "one-cycle")
 
 
 def _is_whole(value, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
@@ -26,6 +26,7 @@ KNOBS = {  # name: (what makes sense, in words)
     "label_smoothing": FRACTION,
     "averaging": FRACTION,
     "warp": (lambda strength: 0 <= strength < math.inf, "at least 0"),
+    "warp_fade": (lambda share: 0 <= share <= 1, "from 0 to 1"),
     "practice": (lambda share: 0 < share <= 1, "above 0 and at most 1"),
     "batch_size": (lambda size: _is_whole(size, 2), "a whole number above 1"),
     "epochs": (lambda count: _is_whole(count, 1), "a whole number above 0"),
@@ -48,6 +49,7 @@ class Config:
     label_smoothing: float = 0.0
     averaging: float = 0.0  # share of the steps that the weights are averaged over; 0 = the last weights
     warp: float = 0.0  # strength of the random warps; 1 = what suits a long training
+    warp_fade: float = 0.0  # share of that strength that is gone at the end of the training
     practice: float = 1.0  # fraction of the digits shown each epoch; below 1, hard ones more often
     batch_size: int = 64
     epochs: int = 5

@@ -6,6 +6,7 @@ from math import sqrt
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -57,6 +58,30 @@ class Evaluation:
         half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return center - half, center + half
 
+    @cached_property
+    def confidence(self) -> Tensor:
+        """The probability that the model gives its own answer, `[N] float32`."""
+        return self.probabilities.max(dim=1).values
+
+    @cached_property
+    def calibration(self) -> tuple[Tensor, Tensor]:
+        """Mean confidence and fraction right of twenty groups of digits, the least sure first."""
+        groups = self.confidence.argsort().tensor_split(20)
+        stated = [self.confidence[group].mean() for group in groups if len(group)]
+        right = [self.right[group].float().mean() for group in groups if len(group)]
+        return torch.stack(stated), torch.stack(right)
+
+    @cached_property
+    def calibration_error(self) -> float:
+        """How far stated and right are apart in `calibration`, on average (Naeini et al. 2015)."""
+        stated, right = self.calibration
+        return (stated - right).abs().mean().item()
+
+    def accuracy_of_surest(self, refused: float) -> float:
+        """The accuracy of the answers that are left when the least sure fraction `refused` is not given."""
+        surest = self.confidence.argsort()[round(refused * len(self.labels)) :]
+        return self.right[surest].double().mean().item()
+
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, device="cpu") -> Evaluation:
@@ -67,6 +92,19 @@ def evaluate(model: nn.Module, loader: DataLoader, device="cpu") -> Evaluation:
     model.train(training)
     logits, labels = zip(*answers, strict=True)
     return Evaluation(torch.cat(logits), torch.cat(labels))
+
+
+def compare_paired(first: Evaluation, second: Evaluation) -> tuple[int, int, float]:
+    """How many digits only the first reads right, how many only the second, and the p-value of that.
+
+    Digits that both read alike say nothing about which is better. Were the two equally good, each of the
+    others would be a toss of a coin: the exact form of McNemar's test (1947).
+    """
+    only_first = int((first.right & ~second.right).sum())
+    only_second = int((second.right & ~first.right).sum())
+    differing = only_first + only_second
+    p_value = binomtest(only_first, differing).pvalue if differing else 1.0
+    return only_first, only_second, p_value
 
 
 def find_evidence(model: nn.Module, pixels: Tensor) -> Tensor:

@@ -38,7 +38,9 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Itera
         note = f", stopped: the model of epoch {len(history)} is kept"
     finally:
         if handle is not None and history:
-            handle.update(_show_result(history, title, time.perf_counter() - started, note), raw=True)
+            bundle = _show_result(history, title, time.perf_counter() - started, note)
+            alternative = {"alt": bundle["text/plain"].splitlines()[0] + ": the losses after each epoch"}
+            handle.update(bundle, raw=True, metadata={"image/png": alternative})
 
 
 def watch_study(studies: Iterator[Study], total: int) -> Iterator[Study]:

@@ -35,8 +35,8 @@ STYLE = {
 class NotebookFigure(Figure):
     """A figure that shows itself as the last line of a notebook's cell."""
 
-    def _repr_png_(self) -> bytes:
-        return render_png(self)
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        return render_png(self), {"alt": describe_figure(self)}
 
 
 def render_png(figure: Figure) -> bytes:
@@ -45,6 +45,17 @@ def render_png(figure: Figure) -> bytes:
     figure.savefig(drawn, format="png")
     Image.open(drawn).convert("RGB").quantize(128).save(packed, "PNG", optimize=True)
     return packed.getvalue()
+
+
+def describe_figure(figure: Figure) -> str:
+    """Alternative text for those who do not see the figure: its titles, and what its axes show."""
+    parts, pictures = [figure.get_suptitle()], 0
+    for ax in figure.axes:
+        if ax.axison:
+            parts += [ax.get_title(), " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))]
+        pictures += not ax.axison and bool(ax.images)
+    parts.append(f"{pictures} pictures" if pictures else "")
+    return "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
 
 
 def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 3.4), **options):
@@ -122,15 +133,22 @@ def plot_pixels(values: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def plot_lines(
-    x: Sequence, lines: Mapping[str, Sequence], title: str, xlabel: str, ylabel: str, **axis
+    x: Sequence, lines: Mapping[str, Sequence], title: str, xlabel: str, ylabel: str, spread=False, **axis
 ) -> Figure:
-    """Named lines over common `x`; `axis` goes to `ax.set` (scales, limits)."""
+    """Named lines over common `x`; `axis` goes to `ax.set` (scales, limits).
+
+    With `spread`, accuracies stand on an axis that shows 98% and 99% far apart.
+    """
     figure, ax = make_axes()
     for name, y in lines.items():
-        ax.plot(x, y, "o-", label=name, markersize=4)
+        ax.plot(x, np.subtract(1, y) if spread else y, "o-", label=name, markersize=4)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **axis)
-    if "accuracy" in ylabel:
+    if spread:
+        spread_accuracies(ax, [accuracy for y in lines.values() for accuracy in y])
+    elif "accuracy" in ylabel:
         ax.yaxis.set_major_formatter(PercentFormatter(1))
+    elif ax.get_yscale() == "log":
+        label_losses(ax)
     if len(lines) > 1:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -149,12 +167,19 @@ def plot_history(history: Sequence, total: int, title: str) -> Figure:
         right.set_ylabel("validation accuracy")
         spread_accuracies(right, accuracies)
     left.set(ylabel="mean loss (nats)", yscale="log")
+    label_losses(left)
     left.legend()
     for ax in axes[0]:
         ax.set(xlabel="epoch", xlim=(0.5, max(total, 2) + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title, fontsize=12)
     return figure
+
+
+def label_losses(ax) -> None:
+    """Plain numbers on a log scale, at 1, 2 and 5 times the powers of ten: 0.05, not 5 x 10^-2."""
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        set_formatter(lambda loss, _: f"{loss:g}" if f"{loss:.0e}"[0] in "125" else "")
 
 
 def spread_accuracies(ax, accuracies: Sequence[float]) -> None:
@@ -196,30 +221,19 @@ def plot_confusion(matrix: np.ndarray, accuracies: Sequence[float], title: str) 
     return figure
 
 
-def plot_calibration(probabilities: Tensor, right: Tensor, title: str) -> Figure:
-    """Is it right as often as it says? And how sure is it when right, and when wrong? (`[N, 10]`, `[N]`)"""
-    figure, (left, middle) = make_axes(1, 2, (9, 3.2))
-    confidence, right = probabilities.max(dim=1).values.numpy(), right.numpy()
-    edges = np.quantile(confidence, np.linspace(0, 1, 21))
-    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, 19)
-    stated = [confidence[bins == b].mean() for b in range(20) if (bins == b).any()]
-    true = [right[bins == b].mean() for b in range(20) if (bins == b).any()]
+def plot_calibration(result, title: str) -> Figure:
+    """Is it right as often as it says? And how sure is it when right, and when wrong? (an `Evaluation`)"""
+    figure, (left, right) = make_axes(1, 2, (9, 3.2))
+    stated, true = (part.tolist() for part in result.calibration)
     left.plot([0, 1], [0, 1], color=GREY, label="perfectly calibrated")
     left.plot(stated, true, "o", color=BLUE, label="a twentieth of the digits each")
     low = min(*stated, *true) - 0.02
-    left.set(
-        title=title, xlabel="stated probability", ylabel="fraction right", xlim=(low, 1.01), ylim=(low, 1.01)
-    )
+    left.set(title=title, xlabel="stated probability", ylabel="fraction right", xlim=(low, 1.01))
+    left.set_ylim(low, 1.01)
     left.legend()
-    middle.hist(
-        [confidence[right], confidence[~right]],
-        bins=20,
-        log=True,
-        label=["right", "wrong"],
-        color=[BLUE, ORANGE],
-    )
-    middle.set(
-        title="how sure it is, right and wrong", xlabel="stated probability", ylabel="digits (log scale)"
-    )
-    middle.legend()
+    answers = [result.confidence[result.right].numpy(), result.confidence[~result.right].numpy()]
+    right.hist(answers, bins=20, log=True, label=["right", "wrong"], color=[BLUE, ORANGE])
+    right.set(title="how sure it is, right and wrong", xlabel="stated probability")
+    right.set_ylabel("digits (log scale)")
+    right.legend()
     return figure

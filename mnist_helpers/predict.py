@@ -58,20 +58,29 @@ class Prediction:
             axes.axis("off")
         return figure
 
-    def _repr_png_(self) -> bytes:
-        return render_png(self.show())
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        return render_png(self.show()), {"alt": f"the picture, what the model sees, and its answer: {self!r}"}
 
 
 @torch.no_grad()
-def predict_probabilities(model: nn.Module, pixels: Tensor) -> Tensor:
+def predict_probabilities(
+    model: nn.Module, pixels: Tensor, views: int = 1, strength: float = VIEW_STRENGTH
+) -> Tensor:
     """Probabilities `[10]` or `[batch, 10]` for `[28, 28]` or `[batch, 28, 28] uint8` in MNIST's form.
 
-    The softmax of the model's logits; the model is left in the mode it was in.
+    The softmax of the model's logits; with `views` above 1 the mean over that many random warps of each
+    picture, of the given strength. The model is left in the mode it was in.
     """
     training, device = model.training, next(model.parameters()).device
+    batch = pixels if pixels.ndim > 2 else pixels[None]
+    warp = RandomWarp(strength) if views > 1 else nn.Identity()
     model.eval()
-    probabilities = model(TRANSFORM(pixels).to(device)).softmax(dim=1).cpu()
+    answers = []
+    for part in batch.split(500):
+        seen = TRANSFORM(warp(part.repeat_interleave(views, dim=0))).to(device)
+        answers.append(model(seen).softmax(dim=1).unflatten(0, (-1, views)).mean(dim=1).cpu())
     model.train(training)
+    probabilities = torch.cat(answers)
     return probabilities if pixels.ndim > 2 else probabilities[0]
 
 
@@ -82,9 +91,7 @@ def predict_picture(model: nn.Module, source) -> Prediction:
     """
     picture = open_picture(source)
     pixels = normalise_picture(picture)
-    views = RandomWarp(VIEW_STRENGTH)(pixels.expand(VIEWS, -1, -1))
-    probabilities = predict_probabilities(model, views).mean(dim=0)
-    return Prediction(probabilities, pixels, picture)
+    return Prediction(predict_probabilities(model, pixels, VIEWS), pixels, picture)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -131,7 +131,9 @@ def make_training_loader(
 ) -> DataLoader:
     """The loader that `fit` trains from: digits warped, and hard ones more often, where `config` says so."""
     if config.warp:
-        transform = v2.Compose([RandomWarp(config.warp, seed=config.seed), transform])
+        steps = config.epochs * math.ceil(len(train) * config.practice / config.batch_size)
+        warp = RandomWarp(config.warp, fade=config.warp_fade, steps=steps, seed=config.seed)
+        transform = v2.Compose([warp, transform])
     order = None
     if config.practice < 1:
         order = HardDigits(len(train), config.practice, torch.Generator().manual_seed(config.seed))

@@ -14,7 +14,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from sqlalchemy.exc import SQLAlchemyError
 
-from mnist_helpers.config import OPTIMIZERS, Config
+from mnist_helpers.config import OPTIMIZERS, SCHEDULES, Config
 from mnist_helpers.data import DataError, Digits, load_digits, load_offline_digits, split_digits
 from mnist_helpers.runs import describe_progress, list_runs
 from mnist_helpers.studies import (
@@ -32,13 +32,14 @@ from mnist_helpers.training import choose_device, fit
 SEARCH_SPACE = {
     "learning_rate": FloatDistribution(5e-4, 5e-2, log=True),
     "batch_size": CategoricalDistribution([256, 512, 1024]),
-    "epochs": IntDistribution(2, 4),
+    "epochs": IntDistribution(2, 5),
     "depth": IntDistribution(1, 3),  # hidden layers
-    "width": CategoricalDistribution([64, 128, 256, 384]),  # of the first one
+    "width": CategoricalDistribution([64, 128, 256]),  # of the first one
     "taper": CategoricalDistribution([1.0, 0.5]),  # of each further one, as a share of the one before
     "activation": CategoricalDistribution(["relu", "gelu", "silu"]),
     "dropout": FloatDistribution(0.0, 0.3),
     "optimizer": CategoricalDistribution(OPTIMIZERS),
+    "schedule": CategoricalDistribution(SCHEDULES),
     "weight_decay": FloatDistribution(1e-6, 1e-2, log=True),
     "averaging": FloatDistribution(0.05, 0.3),
 }

@@ -168,3 +168,11 @@ def test_warp_can_be_described_copied_and_pickled(toy):
     copied = pickle.loads(pickle.dumps(warp))
     assert torch.equal(copied(toy.images), warp(toy.images))
     assert "strength=0.5" in repr(warp)
+
+
+def test_strength_fades_evenly_over_the_steps(toy):
+    """Each batch is warped as by a warp of so much less strength that draws the same numbers."""
+    fading, full = RandomWarp(1.0, fade=0.5, steps=4, seed=3), RandomWarp(1.0, seed=3)
+    for strength in (1.0, 0.875, 0.75, 0.625, 0.5, 0.5):
+        full.strength = strength
+        assert torch.equal(fading(toy.images), full(toy.images))

@@ -129,11 +129,22 @@ def test_whole_notebook(server, browser):
     page = open_notebook(browser, address, "notebook.ipynb")
     run_all(page)
     wait_for_end(page)
+    check_links(page)
     check_drawing(page)
     saved = save(page, folder / "notebook.ipynb")
     check_saved(saved, page)
     counts = [cell.execution_count for cell in saved.cells if cell.cell_type == "code" and cell.source]
     assert counts == list(range(1, len(counts) + 1))
+
+
+def check_links(page):
+    """Every link of the table at the top brings the heading that it names into view."""
+    links = page.locator("table").first.locator("a")
+    titles = links.all_inner_texts()
+    assert len(titles) == 15
+    for number, title in enumerate(titles):
+        links.nth(number).click()
+        expect(page.get_by_role("heading", name=title).first).to_be_in_viewport()
 
 
 def check_stop_button_and_busy_kernel(page):

@@ -340,6 +340,12 @@ def test_all_black_images(raw):
     check_refused(path, "other contents")
 
 
+@pytest.mark.parametrize("name", TOY_FILES)
+def test_each_of_the_four_files_is_checked(toy_mnist, name):
+    replace(toy_mnist / name, TOY_FILES[name][:-1] + bytes([TOY_FILES[name][-1] ^ 1]))
+    check_refused(toy_mnist / name, "other contents")
+
+
 @pytest.mark.parametrize("missing", TOY_FILES)
 def test_incomplete_folder(toy_mnist, missing):
     (toy_mnist / missing).unlink()
@@ -422,3 +428,41 @@ def test_without_any_file_and_without_download(tmp_path):
         assert word in str(caught.value)
     assert load_digits(tmp_path, download=False)[0].name == "offline digits"
     assert list(tmp_path.iterdir()) == []  # nothing that a later load could take for MNIST
+
+
+# --- slant -------------------------------------------------------------------------------------------
+
+
+def draw_line(slope: float) -> torch.Tensor:
+    """A stroke of two pixels' width, `slope` pixels to the side for each row."""
+    rows, columns = torch.meshgrid(torch.arange(28) - 13.5, torch.arange(28) - 13.5, indexing="ij")
+    ink = (1.5 - (columns - slope * rows).abs()).clamp(0, 1) * (rows.abs() < 9)
+    return (ink * 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("slope", [-0.6, -0.2, 0.0, 0.3, 0.7])
+def test_a_leaning_stroke_stands_upright(slope):
+    leaning = Digits(draw_line(slope)[None], torch.tensor([1]))
+    upright = data.remove_slant(leaning)
+    rows = upright.images[0, 6:22].float()  # where the stroke is
+    centres = (rows * torch.arange(28)).sum(dim=1) / rows.sum(dim=1)
+    assert (centres - 13.5).abs().max() < 0.2  # pixels
+    assert (upright.images.dtype, upright.labels.tolist()) == (torch.uint8, [1])
+    assert upright.name == "upright MNIST"
+
+
+def test_slant_of_blank_and_upright_pictures_stays(toy):
+    blank = Digits(torch.zeros(3, 28, 28, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(data.remove_slant(blank).images, blank.images)
+    once = data.remove_slant(toy)
+    assert torch.equal(once.labels, toy.labels)
+    before = toy.images.clone()
+    data.remove_slant(toy)
+    assert torch.equal(toy.images, before)
+
+
+def test_doubtful_labels_are_test_digits(mnist):
+    """Those of the paper: given label 8 where people see a 9, and so on."""
+    _, test = mnist
+    labels = test.labels[data.DOUBTFUL_LABELS].tolist()
+    assert labels == [8, 0, 9, 4, 2, 5, 6, 6, 5, 5, 0, 1, 4, 6, 5]

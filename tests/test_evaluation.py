@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mnist_helpers.data import NUM_PIXELS, TRANSFORM, make_loader
-from mnist_helpers.evaluation import Evaluation, evaluate, find_evidence
+from mnist_helpers.evaluation import Evaluation, compare_paired, evaluate, find_evidence
 from mnist_helpers.model import MLP
 
 
@@ -95,6 +95,53 @@ def test_huge_logits_are_still_probabilities():
     result = Evaluation(logits, torch.tensor([0]))
     assert result.probabilities.tolist() == [[1.0] + [0.0] * 9]
     assert result.loss == 0
+
+
+def test_calibration_by_hand():
+    """Twenty groups of one digit each: those stated at 60% are wrong, those at 90% right."""
+    confidence = torch.tensor([0.9, 0.6] * 10)
+    logits = torch.zeros(20, 10)
+    logits[:, 3] = (9 * confidence / (1 - confidence)).log()
+    result = Evaluation(logits, torch.tensor([3, 4] * 10))
+    torch.testing.assert_close(result.confidence, confidence)
+    stated, right = result.calibration
+    torch.testing.assert_close(stated, torch.tensor([0.6] * 10 + [0.9] * 10))
+    assert right.tolist() == [0.0] * 10 + [1.0] * 10
+    assert result.calibration_error == pytest.approx((0.6 + 0.1) / 2, abs=1e-5)
+
+
+def test_calibration_of_many_digits_takes_a_twentieth_of_them_each(noisy):
+    confidence = noisy.probabilities.max(dim=1).values.sort()
+    stated, right = noisy.calibration
+    torch.testing.assert_close(stated, confidence.values.view(20, 15).mean(dim=1))
+    torch.testing.assert_close(right, noisy.right[confidence.indices].view(20, 15).float().mean(dim=1))
+
+
+def test_few_digits_can_be_calibrated_too():
+    stated, right = judge([1, 2, 3], [1, 2, 4]).calibration
+    assert len(stated) == len(right) == 3
+
+
+def test_refusing_the_least_sure_answers_by_hand():
+    logits = torch.diag(torch.arange(1.0, 11.0))  # digit 0 is read with the least confidence, 9 with the most
+    result = Evaluation(logits, torch.tensor([5, 5, 2, 3, 4, 5, 6, 7, 8, 0]))  # 0, 1 and 9 are read wrong
+    assert result.accuracy_of_surest(0) == result.accuracy == 0.7
+    assert result.accuracy_of_surest(0.1) == pytest.approx(7 / 9)
+    assert result.accuracy_of_surest(0.2) == pytest.approx(7 / 8)
+
+
+def test_paired_comparison_against_the_table_of_the_binomial():
+    """Six digits only the first reads right, none only the second: twice the chance of six heads in a row."""
+    labels = [1] * 20
+    first, second = judge([1] * 16 + [0] * 4, labels), judge([1] * 10 + [0] * 10, labels)
+    assert compare_paired(first, second) == (6, 0, pytest.approx(2 / 2**6))
+    assert compare_paired(second, first) == (0, 6, pytest.approx(2 / 2**6))
+
+
+def test_paired_comparison_of_equals():
+    first, second = judge([1, 0, 1], [1, 1, 1]), judge([0, 1, 1], [1, 1, 1])
+    assert compare_paired(first, second) == (1, 1, pytest.approx(1))
+    assert compare_paired(first, first) == (0, 0, 1.0)
 
 
 def test_loss_is_the_cross_entropy_in_nats(noisy):

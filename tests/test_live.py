@@ -38,9 +38,10 @@ class Screen:
         self.bundles.append(bundle)
         return self
 
-    def update(self, bundle, raw):
+    def update(self, bundle, raw, metadata=None):
         assert raw
         self.bundles.append(bundle)
+        self.metadata = metadata
 
     @property
     def last(self) -> dict:
@@ -135,6 +136,7 @@ def test_output_is_saved_as_text_and_picture_alone(screen):
     """A progress bar in a saved notebook would stand there half done for ever."""
     list(watch(train(3), 3))
     assert set(screen.last) == {"text/plain", "image/png"}
+    assert "validation digits right after 3 epochs" in screen.metadata["image/png"]["alt"]
     assert is_png(base64.b64decode(screen.last["image/png"]))
     assert plt.get_fignums() == []
 

@@ -83,14 +83,3 @@ def test_it_runs_on_mnist(tmp_path):
     accuracy = float(re.search(r"MNIST: (\d+\.\d+)% of 10,000 test digits right", text).group(1))
     assert 97 < accuracy < 100
     assert (tmp_path / "model.pth").read_bytes() == (ROOT / "model.pth").read_bytes()
-
-
-def test_it_runs_without_mnist_and_without_network(tmp_path):
-    nowhere = "http://127.0.0.1:9"  # a port on which nothing answers
-    proxies = {"http_proxy": nowhere, "https_proxy": nowhere, "no_proxy": "127.0.0.1,localhost"}
-    text = show_text(run_notebook(tmp_path, MNIST_ROOT=str(tmp_path / "empty"), **proxies))
-    assert "NO MNIST HERE" in text
-    accuracy = float(re.search(r"offline digits: (\d+\.\d+)% of 360 test digits right", text).group(1))
-    assert 90 < accuracy <= 100
-    assert not re.search(r"^MNIST: ", text, re.M)
-    assert (tmp_path / "model.pth").read_bytes() == (ROOT / "model.pth").read_bytes()

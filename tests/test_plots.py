@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from mnist_helpers import plots
+from mnist_helpers.evaluation import Evaluation
 from mnist_helpers.training import Epoch
 
 
@@ -31,13 +32,19 @@ def make_history(count: int, validated: bool = True) -> list[Epoch]:
     ]
 
 
-def make_answers(count: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities `[N, 10]` of a model that is right exactly as often as it says, and whether it was."""
+def make_answers(count: int = 2000) -> Evaluation:
+    """Of a model that is right exactly as often as it says."""
     generator = torch.Generator().manual_seed(0)
     confidence = 0.2 + 0.8 * torch.rand(count, generator=generator)
     probabilities = ((1 - confidence) / 9)[:, None].repeat(1, 10)
     probabilities[torch.arange(count), torch.arange(count) % 10] = confidence
-    return probabilities, torch.rand(count, generator=generator) < confidence
+    return judge(probabilities, torch.rand(count, generator=generator) < confidence)
+
+
+def judge(probabilities: torch.Tensor, right: torch.Tensor) -> Evaluation:
+    """The evaluation of a model that says this, and is right where it is said."""
+    answers = probabilities.argmax(dim=1)
+    return Evaluation(probabilities.log(), torch.where(right, answers, (answers + 1) % 10))
 
 
 PICTURES = torch.arange(13 * 784, dtype=torch.float32).view(13, 28, 28)
@@ -54,7 +61,7 @@ FIGURES = {  # every function once, with what the notebook gives it
     "plot_lines": lambda: plots.plot_lines([1, 2], {"a": [3, 4]}, "T", "x", "y"),
     "plot_history": lambda: plots.plot_history(make_history(3), 5, "T"),
     "plot_confusion": lambda: plots.plot_confusion(MATRIX, ACCURACIES, "T"),
-    "plot_calibration": lambda: plots.plot_calibration(*make_answers(), "T"),
+    "plot_calibration": lambda: plots.plot_calibration(make_answers(), "T"),
 }
 
 
@@ -274,36 +281,69 @@ def test_plot_confusion_takes_what_the_notebook_has():
     assert (written[0, 0], written[0, 8]) == ("2", "1")
 
 
+def test_losses_are_labelled_with_plain_numbers():
+    figure = plots.plot_lines([1, 2], {"a": [2.0, 0.05]}, "T", "x", "loss", yscale="log")
+    figure.canvas.draw()
+    ticks = figure.axes[0].yaxis.get_ticklabels(which="both")
+    assert {"0.05", "0.1", "0.2", "0.5", "1", "2"} <= {label.get_text() for label in ticks}
+    assert not {"0.3", "0.07"} & {label.get_text() for label in ticks}
+
+
+def test_plot_lines_spreads_high_accuracies():
+    figure = plots.plot_lines([1, 2, 3], {"a": [0.9, 0.99, 0.999]}, "T", "x", "accuracy", spread=True)
+    figure.canvas.draw()
+    ax = figure.axes[0]
+    heights = ax.transData.transform(np.column_stack([[1, 2, 3], ax.lines[0].get_ydata()]))[:, 1]
+    assert np.diff(heights) == pytest.approx(np.diff(heights)[0])  # each ten times fewer errors: equal steps
+    assert heights[0] < heights[2]
+    assert {"90%", "99%", "99.9%"} <= {label.get_text() for label in ax.get_yticklabels()}
+
+
 def test_plot_calibration():
-    probabilities, right = make_answers(4000)
-    left, middle = plots.plot_calibration(probabilities, right, "Calibration").axes
+    answers = make_answers(4000)
+    left, middle = plots.plot_calibration(answers, "Calibration").axes
     assert line_of(left, "perfectly calibrated") == ([0, 1], [0, 1])
     stated, true = line_of(left, "a twentieth of the digits each")
-    confidence = probabilities.max(dim=1).values.sort()
-    twentieths = confidence.values.view(20, 200).mean(dim=1)
-    assert stated == pytest.approx(twentieths.tolist(), abs=2e-3)
-    fractions = right[confidence.indices].view(20, 200).double().mean(dim=1)
-    assert true == pytest.approx(fractions.tolist(), abs=0.011)  # one digit more or less in a bin
+    assert (stated, true) == tuple(pytest.approx(part.tolist()) for part in answers.calibration)
     assert np.abs(np.subtract(stated, true)).max() < 0.12  # these answers are calibrated
     assert left.get_title() == "Calibration"
     assert left.get_xlim()[0] <= min(*stated, *true)
     counts = {bars[0].get_facecolor(): sum(bar.get_height() for bar in bars) for bars in middle.containers}
     named = [handle.get_facecolor() for handle in middle.get_legend().get_patches()]
     assert legend_of(middle) == ["right", "wrong"]
-    assert [counts[colour] for colour in named] == [right.sum(), (~right).sum()]
+    assert [counts[colour] for colour in named] == [answers.right.sum(), (~answers.right).sum()]
 
 
 @pytest.mark.parametrize("everything", [True, False])
 def test_plot_calibration_of_a_model_always_right_or_always_wrong(everything):
-    probabilities, right = make_answers(40)
-    figure = plots.plot_calibration(probabilities, torch.full_like(right, everything), "T")
+    answers = judge(make_answers(40).probabilities, torch.full((40,), everything))
+    figure = plots.plot_calibration(answers, "T")
     figure.canvas.draw()
     assert set(line_of(figure.axes[0], "a twentieth of the digits each")[1]) == {float(everything)}
 
 
 def test_plot_calibration_of_a_model_without_doubts():
-    certain = torch.eye(10).repeat(4, 1)
-    figure = plots.plot_calibration(certain, torch.tensor([True] * 38 + [False] * 2), "T")
+    certain = torch.eye(10).repeat(4, 1) * 1000
+    figure = plots.plot_calibration(Evaluation(certain, (torch.arange(40) % 10).flip(0)), "T")
     figure.canvas.draw()
-    stated, true = line_of(figure.axes[0], "a twentieth of the digits each")
-    assert (stated, true) == ([1.0], [pytest.approx(0.95)])
+    assert set(line_of(figure.axes[0], "a twentieth of the digits each")[0]) == {1.0}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_carries_its_alternative_text(name):
+    picture, metadata = FIGURES[name]()._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert "T" in metadata["alt"].split("; ")
+
+
+def test_alternative_text_names_titles_and_axes_once():
+    figure, axes = plots.make_axes(1, 2)
+    figure.suptitle("Two panels")
+    for ax in axes:
+        ax.set(title="Left\nand right", xlabel="epoch", ylabel="loss")
+    assert plots.describe_figure(figure) == "Two panels; Left and right; loss against epoch"
+
+
+def test_alternative_text_counts_pictures():
+    alternative = plots.describe_figure(plots.plot_digits(PICTURES, range(13), "Thirteen digits"))
+    assert alternative == "Thirteen digits; 13 pictures"

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from mnist_helpers.augment import RandomWarp
 from mnist_helpers.data import PROJECT_ROOT, TRANSFORM, load_mnist
 from mnist_helpers.model import MLP, load_model, save_model
 from mnist_helpers.predict import PictureError, main, predict_picture, predict_probabilities
@@ -352,7 +353,30 @@ def test_prediction_shows_itself(sure_of_four, stroke):
     np.testing.assert_array_equal(seen.images[0].get_array(), prediction.pixels)
     heights = [bar.get_height() for bar in bars.patches]
     np.testing.assert_allclose(heights, prediction.probabilities)
-    assert Image.open(io.BytesIO(prediction._repr_png_())).width > 400
+    drawn, metadata = prediction._repr_png_()
+    assert Image.open(io.BytesIO(drawn)).width > 400
+    assert "4 with 70.0%" in metadata["alt"]
+
+
+class InkCounter(torch.nn.Module):
+    """The more ink, the surer it is of a 1: a model whose answers to warped views differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.01))
+
+    def forward(self, pixels):
+        return torch.nn.functional.pad((pixels.sum(dim=1) * self.scale)[:, None], (1, 8))
+
+
+def test_averaged_views_are_the_mean_over_warps(toy):
+    counter, images = InkCounter(), toy.images[:4]
+    warp = RandomWarp(0.5)
+    expected = counter(TRANSFORM(warp(images.repeat_interleave(3, 0)))).softmax(dim=1)
+    averaged = predict_probabilities(counter, images, views=3, strength=0.5)
+    torch.testing.assert_close(averaged, expected.detach().view(4, 3, 10).mean(dim=1))
+    assert (averaged - predict_probabilities(counter, images)).abs().max() > 1e-4
+    assert torch.equal(averaged, predict_probabilities(counter, images, views=3, strength=0.5))
 
 
 def test_command_line_prints_answers_and_refusals(sure_of_four, stroke, tmp_path, capsys):

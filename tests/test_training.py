@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import pickle
 import random
 
 import numpy as np
@@ -15,7 +16,6 @@ from torch import nn
 from mnist_helpers.data import NUM_CLASSES, TRANSFORM, Digits, make_loader
 from mnist_helpers.evaluation import Evaluation, evaluate
 from mnist_helpers.model import MLP
-from mnist_helpers.sampling import HardDigits
 from mnist_helpers.training import (
     Config,
     TrainingError,
@@ -23,6 +23,7 @@ from mnist_helpers.training import (
     final_accuracy,
     fit,
     make_optimizer,
+    make_training_loader,
     train_epoch,
 )
 
@@ -70,10 +71,11 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
         "label_smoothing": [-0.1, 1.0, math.nan, "0"],
         "averaging": [-0.1, 1.0, math.nan, "0"],
         "warp": [-0.1, math.nan, math.inf, "1"],
+        "warp_fade": [-0.1, 1.01, math.nan, "1"],
         "practice": [0, -0.5, 1.01, math.nan, "1"],
         "batch_size": [0, 1, -64, 64.0, math.nan, "64", None, True],
         "epochs": [0, -1, 2.0, math.nan, "5", None],
-        "seed": [1.5, "0", None, math.nan],
+        "seed": [1.5, "0", None, math.nan, False],
     }.items(),
 )
 def test_nonsense_is_refused_with_one_clear_message(knob, values):
@@ -266,6 +268,16 @@ def test_one_and_two_threads_agree():
     torch.testing.assert_close(*map(torch.tensor, results), rtol=1e-3, atol=0)
 
 
+def test_training_loader_can_be_pickled(toy):
+    """Warps and hard digits too, and no worker processes: these hang in notebooks."""
+    loader = make_training_loader(RECIPES["everything"], toy)
+    copied = pickle.loads(pickle.dumps(loader))
+    assert loader.num_workers == 0
+    for (pixels, labels), (copied_pixels, copied_labels) in zip(loader, copied, strict=True):
+        assert torch.equal(pixels, copied_pixels)
+        assert torch.equal(labels, copied_labels)
+
+
 # --- fit: what its records say ----------------------------------------------------------------------
 
 
@@ -425,33 +437,6 @@ def test_weights_that_stop_being_numbers_after_the_last_step(toy):
     config = change(learning_rate=1e38, optimizer="sgd", batch_norm=False, batch_size=100)
     with pytest.raises(TrainingError, match="epoch 1"):
         next(fit(config, toy, VALIDATION, transform=Trouble(0, lambda pixels: pixels * 1e4)))
-
-
-# --- digits that are hard ---------------------------------------------------------------------------
-
-
-def hard_digits(fraction: float = 0.25, size: int = 200) -> HardDigits:
-    return HardDigits(size, fraction, torch.Generator().manual_seed(0))
-
-
-def test_an_epoch_of_hard_digits_has_its_size_and_no_repeats():
-    sampler = hard_digits()
-    assert len(sampler) == 50
-    first, second = list(sampler), list(sampler)
-    assert len(set(first)) == len(first) == 50
-    assert first != second
-    assert first == list(hard_digits())
-
-
-def test_hard_digits_come_more_often_than_easy_ones():
-    sampler = hard_digits(fraction=0.1)
-    for _ in range(300):  # the first 20 of 200 stay hard, the others get easy
-        order = torch.tensor(list(sampler))
-        sampler.update((order < 20).float() * 2.0)
-    drawn = torch.cat([torch.tensor(list(sampler)) for _ in range(50)])
-    hard = (drawn < 20).float().mean().item()
-    assert hard > 0.6  # 0.1 by chance
-    assert (drawn >= 20).any()  # the easy ones are not forgotten
 
 
 # --- the device -------------------------------------------------------------------------------------
