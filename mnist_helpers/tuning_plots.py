@@ -53,7 +53,8 @@ class RunsTable:
         lines = ["".join(f"<th>{cell}</th>" for cell in head)]
         lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
         table = "\n".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<table>\n{table}\n</table>\n<p>{html.escape(self.describe_rest())}</p>"
+        style = "white-space: nowrap; font-size: 80%"  # many columns: rather scrolled sideways than torn
+        return f'<table style="{style}">\n{table}\n</table>\n<p>{html.escape(self.describe_rest())}</p>'
 
     def __repr__(self) -> str:
         rows = self.make_rows()

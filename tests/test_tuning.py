@@ -359,7 +359,7 @@ def test_table_shows_all_runs_best_first_in_plain_html():
     )
     assert page.count("<b>") == 6
     assert "failed: loss &lt;nan&gt;" in rows[3]
-    assert "style" not in page
+    assert "<style" not in page
     assert "The same in all: hidden 512-256, epochs 3." in page
     lines = text.splitlines()
     assert " ".join(lines[2].split()) == "2 mine 1 80.00% 1.0 0.1 stopped after 1 of 3 epochs"
