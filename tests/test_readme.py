@@ -121,6 +121,7 @@ def test_benchmark(command, monkeypatch, capsys):
     printed = capsys.readouterr().out
     expected = {
         "": ["loader alone", "of that", "brief: mean", "fast: mean", "final: mean"],
+        "--short": ["loader alone", "of that", "brief: mean", "fast: mean"],
         "--ablation": ["the whole recipe", "without warps"],
         "--long": ["long: mean"],
         "--picture": [],
