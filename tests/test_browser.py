@@ -1,6 +1,7 @@
 """The notebook in a real browser: a Notebook 7 server, headless Chromium, a mouse that draws."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -123,7 +124,6 @@ def test_pad_stop_button_and_form(server, browser):
     assert card["data"]["text/plain"].startswith("3 with"), "the card must show the latest drawing"
 
 
-@pytest.mark.skipif(not (ROOT / "notebook.ipynb").exists(), reason="notebook.ipynb is not there yet")
 def test_whole_notebook(server, browser):
     address, folder = server
     page = open_notebook(browser, address, "notebook.ipynb")
@@ -135,6 +135,9 @@ def test_whole_notebook(server, browser):
     check_saved(saved, page)
     counts = [cell.execution_count for cell in saved.cells if cell.cell_type == "code" and cell.source]
     assert counts == list(range(1, len(counts) + 1))
+    accuracy = float(re.search(r"(\d+\.\d+)% of [\d,]+ test digits right", str(saved)).group(1))
+    assert (97 if "MNIST: 60,000 training" in str(saved) else 90) < accuracy <= 100
+    assert (folder / "model.pth").read_bytes() == (ROOT / "model.pth").read_bytes()
 
 
 def check_links(page):

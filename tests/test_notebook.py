@@ -1,14 +1,10 @@
-"""The notebook as it is committed, and as it runs: on MNIST, and without network on the offline digits."""
+"""The notebook as it is committed; test_browser.py, test_readme.py and test_rerun.py run it."""
 
-import os
 import re
-import shutil
 import statistics
 from pathlib import Path
 
 import nbformat
-import pytest
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = nbformat.read(ROOT / "notebook.ipynb", as_version=nbformat.NO_CONVERT)
@@ -55,31 +51,3 @@ def test_every_link_leads_to_a_heading():
     links = set(re.findall(r"\]\(#([^)]*(?:\([^)]*\)[^)]*)*)\)", TEXT))
     assert len(links) > 10
     assert not links - headings
-
-
-def run_notebook(project: Path, **environment) -> nbformat.NotebookNode:
-    """The quick form of the notebook, executed in a copy of the project, started from another folder."""
-    shutil.copytree(ROOT / "mnist_helpers", project / "mnist_helpers")
-    shutil.copy(ROOT / "model.pth", project)
-    elsewhere = project / "some" / "folder"
-    elsewhere.mkdir(parents=True)
-    book = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
-    client = NotebookClient(book, timeout=300, resources={"metadata": {"path": str(elsewhere)}})
-    client.execute(env={**os.environ, "QUICK": "1", **environment})
-    return book
-
-
-def show_text(book: nbformat.NotebookNode) -> str:
-    """Everything that the notebook has printed."""
-    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
-
-
-@pytest.mark.usefixtures("mnist")
-def test_it_runs_on_mnist(tmp_path):
-    places = {"MNIST_ROOT": os.environ.get("MNIST_ROOT", str(ROOT / "data"))}
-    text = show_text(run_notebook(tmp_path, **places))
-    assert "MNIST: 60,000 training and 10,000 test digits" in text
-    accuracy = float(re.search(r"MNIST: (\d+\.\d+)% of 10,000 test digits right", text).group(1))
-    assert 97 < accuracy < 100
-    assert (tmp_path / "model.pth").read_bytes() == (ROOT / "model.pth").read_bytes()
