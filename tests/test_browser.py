@@ -136,7 +136,7 @@ def test_whole_notebook(server, browser):
     counts = [cell.execution_count for cell in saved.cells if cell.cell_type == "code" and cell.source]
     assert counts == list(range(1, len(counts) + 1))
     accuracy = float(re.search(r"(\d+\.\d+)% of [\d,]+ test digits right", str(saved)).group(1))
-    assert (97 if "MNIST: 60,000 training" in str(saved) else 90) < accuracy <= 100
+    assert (97 if "MNIST: 60,000 training" in str(saved) else 80) < accuracy <= 100
     assert (folder / "model.pth").read_bytes() == (ROOT / "model.pth").read_bytes()
 
 

