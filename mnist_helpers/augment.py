@@ -38,15 +38,20 @@ class RandomWarp:
 
     def __call__(self, images: Tensor) -> Tensor:
         """`[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1."""
-        batch, size = len(images), images.shape[-1]
+        pictures = images.unsqueeze(1).float() / 255
+        places = self.draw_places(len(images), images.shape[-1])
+        # Bicubic, because bilinear would blur: the network would practise on softer digits than it is tested on.
+        warped = F.grid_sample(pictures, places, mode="bicubic", align_corners=False)
+        return warped.squeeze(1).clamp(0, 1)
+
+    def draw_places(self, batch: int, size: int) -> Tensor:
+        """Where each pixel is copied from, across and down, `[batch, size, size, 2]` in -1..1."""
         strength = self.strength * (1 - self.fade * min(1.0, self.calls / self.steps))
         self.calls += 1
         parts = [self._draw_affine(batch, size, strength), self._draw_elastic(batch, size, strength)]
         weights = torch.cat(parts, dim=2)
-        # One matrix product for the whole batch: where each pixel is copied from, across and down.
-        places = (weights.flatten(0, 1) @ make_fields(size)).view(batch, 2, size, size)
-        pictures = images.unsqueeze(1).float() / 255
-        return F.grid_sample(pictures, places.permute(0, 2, 3, 1), align_corners=False).squeeze(1)
+        places = weights.flatten(0, 1) @ make_fields(size)  # one matrix product for the whole batch
+        return places.view(batch, 2, size, size).permute(0, 2, 3, 1)
 
     def _draw_affine(self, batch: int, size: int, strength: float) -> Tensor:
         """Matrices `[batch, 2, 3]` that map a place in the new picture to the place it is copied from."""

@@ -177,8 +177,8 @@ def _shear_upright(images: Tensor) -> Tensor:
     slope = (covariance / variance).clamp(-1, 1)
     columns = place + (slope[:, None] * down)[:, :, None]
     grid = torch.stack([columns, place[:, None].expand_as(columns)], dim=-1)
-    sheared = nn.functional.grid_sample(pictures[:, None], grid, align_corners=False)[:, 0]
-    return (sheared * 255).round().to(torch.uint8)
+    sheared = nn.functional.grid_sample(pictures[:, None], grid, mode="bicubic", align_corners=False)[:, 0]
+    return (sheared.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _holds_mnist(root: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Warps, seen through pictures whose grey value says where each pixel was copied from."""
+"""Warps, seen through the places that pixels are copied from, and through what becomes of pictures."""
 
 import math
 import pickle
@@ -14,15 +14,10 @@ PLACE = torch.arange(28)
 
 
 def origins(count: int, seed: int = 0, **knobs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the middle pixels of `count` warped pictures came from: columns and rows, `[count, 14, 14]`.
-
-    Two ramps, one for each direction, go through the same warps.
-    """
-    found = []
-    for ramp in (PLACE.repeat(28, 1), PLACE.repeat(28, 1).T):
-        pictures = (ramp * 9).to(torch.uint8).repeat(count, 1, 1)
-        found.append(RandomWarp(seed=seed, **(STILL | knobs))(pictures)[:, INSIDE, INSIDE] * 255 / 9)
-    return tuple(found)
+    """Where the middle pixels of `count` warped pictures come from: columns and rows, `[count, 14, 14]`."""
+    places = RandomWarp(seed=seed, **(STILL | knobs)).draw_places(count, 28)
+    pixels = ((places + 1) * 28 - 1) / 2  # from -1 at the left edge of the picture to 1 at the right
+    return tuple(pixels[:, INSIDE, INSIDE].unbind(dim=3))
 
 
 def affine_maps(count: int, **knobs) -> torch.Tensor:
@@ -140,8 +135,16 @@ def test_elastic_displacements():
     assert torch.corrcoef(torch.stack([across.flatten(), down.flatten()]))[0, 1].abs() < 0.1
 
 
+def cubic(distance: float) -> float:
+    """The weight of a pixel so far away: Keys 1981, with the parameter that PyTorch uses."""
+    x, a = abs(distance), -0.75
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
 def test_a_shifted_picture_by_hand():
-    """One bright pixel: warped by a known shift it is shared among four neighbours, bilinearly."""
+    """One bright pixel: warped by a known shift it is shared among its neighbours, bicubically."""
     maps = affine_maps(1, seed=3, shift=2.0)
     right, down = maps[0, :, 2].tolist()
     picture = torch.zeros(1, 28, 28, dtype=torch.uint8)
@@ -150,8 +153,7 @@ def test_a_shifted_picture_by_hand():
     wanted = torch.zeros(28, 28)
     for row in range(28):
         for column in range(28):
-            near = max(0, 1 - abs(column + right - 13)) * max(0, 1 - abs(row + down - 13))
-            wanted[row, column] = near
+            wanted[row, column] = max(0.0, cubic(column + right - 13) * cubic(row + down - 13))
     torch.testing.assert_close(warped, wanted, rtol=0, atol=1e-3)
 
 
