@@ -40,7 +40,7 @@ class RandomWarp:
         """`[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1."""
         pictures = images.unsqueeze(1).float() / 255
         places = self.draw_places(len(images), images.shape[-1])
-        # Bicubic, because bilinear would blur: the network would practise on softer digits than it is tested on.
+        # Bilinear would blur: the network would practise on softer digits than it is tested on.
         warped = F.grid_sample(pictures, places, mode="bicubic", align_corners=False)
         return warped.squeeze(1).clamp(0, 1)
 

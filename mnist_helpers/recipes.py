@@ -20,7 +20,7 @@ FINAL = Config(
     epochs=300,
 )
 
-# More of the same, for whoever has half an hour: a wider network, which can take longer and stronger practice.
+# More of the same, for whoever has half an hour: a wider network, strongly warped digits, more epochs.
 LONG = replace(FINAL, hidden=(1024, 1024, 1024), warp=2.0, epochs=1000)
 
 # Ninety-nine in a hundred in seconds: few steps, so milder warps, a smaller network, and upright digits.
