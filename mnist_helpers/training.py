@@ -93,18 +93,20 @@ def fit(
     average = make_average(config, model, steps=config.epochs * len(loader))
     for number in range(1, config.epochs + 1):
         start = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):  # dropout draws from here; nobody else's numbers move
-            torch.manual_seed(config.seed * 1000 + number)
-            losses = train_epoch(model, loader, loss_function, optimizer, device, scheduler, average)
-        if not all(numbers.isfinite().all() for numbers in (losses, *model.parameters())):
-            raise TrainingError(
-                f"the loss or the weights stopped being numbers in epoch {number} with learning rate "
-                f"{config.learning_rate:g} and batch size {config.batch_size}: try a rate ten times lower"
-            )
-        if config.practice < 1:
-            loader.sampler.sampler.update(losses)
-        candidate = average.module if average else model
-        result = evaluate(candidate, make_loader(validation, 1000), device) if validation else None
+        # A stop in the middle of PyTorch's own switching would leave gradients off for the whole session.
+        with torch.enable_grad():
+            with torch.random.fork_rng(devices=[]):  # dropout draws from here; nobody else's numbers move
+                torch.manual_seed(config.seed * 1000 + number)
+                losses = train_epoch(model, loader, loss_function, optimizer, device, scheduler, average)
+            if not all(numbers.isfinite().all() for numbers in (losses, *model.parameters())):
+                raise TrainingError(
+                    f"the loss or the weights stopped being numbers in epoch {number} with learning rate "
+                    f"{config.learning_rate:g} and batch size {config.batch_size}: try a rate ten times lower"
+                )
+            if config.practice < 1:
+                loader.sampler.sampler.update(losses)
+            candidate = average.module if average else model
+            result = evaluate(candidate, make_loader(validation, 1000), device) if validation else None
         finished.load_state_dict(candidate.state_dict())  # last of all: a stop before leaves the old one
         yield Epoch(
             number=number,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import make_toy_digits
 from torch import nn
 
+from mnist_helpers import training
 from mnist_helpers.data import NUM_CLASSES, TRANSFORM, Digits, make_loader
 from mnist_helpers.evaluation import Evaluation, evaluate
 from mnist_helpers.model import MLP
@@ -402,6 +403,27 @@ def test_stop_button_keeps_the_last_complete_epoch(toy, recipe):
     assert torch.equal(
         weights(list(fit(config, toy, VALIDATION))[-1].model), complete[-1]
     )  # as if never stopped
+
+
+def leave_gradients_off(*_):
+    torch.set_grad_enabled(False)
+    raise KeyboardInterrupt  # as it reaches Python between two lines of `torch.no_grad`
+
+
+@pytest.mark.parametrize("place", ["evaluate", "train_epoch"])
+def test_stop_in_the_middle_of_switching_gradients(toy, monkeypatch, place):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, place, leave_gradients_off)
+        with pytest.raises(KeyboardInterrupt):
+            next(fit(TINY, toy, VALIDATION))
+    assert torch.is_grad_enabled()
+
+
+def test_trains_where_gradients_were_left_off(toy):
+    with torch.no_grad():
+        record = next(fit(TINY, toy, VALIDATION))
+        assert not torch.is_grad_enabled()
+    assert torch.equal(weights(record.model), weights(next(fit(TINY, toy, VALIDATION)).model))
 
 
 def test_a_loop_left_early_keeps_its_model(toy):
