@@ -19,6 +19,7 @@ KNOBS = {  # name: (what makes sense, in words)
     "activation": (lambda name: name in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     "batch_norm": (lambda choice: isinstance(choice, bool), "True or False"),
     "dropout": FRACTION,
+    "receptive_field": (lambda sigma: sigma == 0 or 0.5 <= sigma < math.inf, "0, or at least 0.5"),
     "optimizer": (lambda name: name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
     "learning_rate": (lambda rate: 0 < rate < math.inf, "above 0"),
     "schedule": (lambda name: name in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
@@ -42,6 +43,7 @@ class Config:
     activation: str = "relu"
     batch_norm: bool = True
     dropout: float = 0.0  # fraction of hidden units silenced at each step
+    receptive_field: float = 0.0  # pixels around its place that a first-layer unit starts from; 0 = all
     optimizer: str = "adam"
     learning_rate: float = 1e-3  # the highest one, where a schedule moves it
     schedule: str = "constant"

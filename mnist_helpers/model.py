@@ -1,5 +1,6 @@
 """The network, and keeping it in a file."""
 
+import math
 import os
 import pickle
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mnist_helpers.data import NUM_CLASSES, NUM_PIXELS
+from mnist_helpers.data import IMAGE_SIZE, NUM_CLASSES, NUM_PIXELS
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -28,6 +29,7 @@ class MLP(nn.Module):
         activation: str = "relu",
         batch_norm: bool = True,
         dropout: float = 0.0,
+        receptive_field: float = 0.0,
     ):
         super().__init__()
         sizes = [NUM_PIXELS, *hidden]
@@ -40,6 +42,9 @@ class MLP(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], NUM_CLASSES))
+        if receptive_field:  # pixels; 0 = every unit starts with the whole picture
+            with torch.no_grad():
+                self.layers[0].weight.copy_(draw_local_weights(self.layers[0].out_features, receptive_field))
         # Kept with the weights, so that a saved file alone tells which network it belongs to.
         self.register_buffer("activation", torch.tensor(float(list(ACTIVATIONS).index(activation))))
 
@@ -51,6 +56,25 @@ class MLP(nn.Module):
                 f"{str(pixels.dtype).removeprefix('torch.')}: pass pictures through TRANSFORM first"
             )
         return self.layers(pixels.flatten(1))
+
+
+def draw_local_weights(units: int, sigma: float) -> Tensor:
+    """First-layer weights `[units, 784]` to start from: each unit looks at the surroundings of one place.
+
+    A smooth random pattern of sum 0 under a Gaussian window of `sigma` pixels, in length like the weights of
+    `nn.Linear`. What belongs together lies close together: a convolutional network has that built in, a fully
+    connected one may start from it, free to leave (compare d'Ascoli et al. 2019, "Finding the Needle in the
+    Haystack with Convolutions").
+    """
+    places = torch.arange(IMAGE_SIZE)
+    centres = 4 + torch.rand(2, units, 1) * 20  # digits leave a margin of four pixels
+    down, across = torch.exp(-((places - centres) ** 2) / (2 * sigma**2))
+    window = down[:, :, None] * across[:, None, :]
+    blur = torch.exp(-((places[:, None] - places) ** 2) / 2)
+    patterns = (blur @ torch.randn(units, IMAGE_SIZE, IMAGE_SIZE) @ blur * window).flatten(1)
+    window = window.flatten(1)
+    patterns -= window * (patterns.sum(dim=1) / window.sum(dim=1))[:, None]
+    return nn.functional.normalize(patterns) / math.sqrt(3)
 
 
 def count_parameters(model: nn.Module) -> int:

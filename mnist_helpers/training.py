@@ -85,7 +85,9 @@ def fit(
     loader = make_training_loader(config, train, transform, shuffle)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MLP(config.hidden, config.activation, config.batch_norm, config.dropout).to(device)
+        model = MLP(
+            config.hidden, config.activation, config.batch_norm, config.dropout, config.receptive_field
+        ).to(device)
     finished = copy.deepcopy(model).eval()
     loss_function = nn.CrossEntropyLoss(reduction="none", label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(config, model)

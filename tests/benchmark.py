@@ -147,6 +147,7 @@ def leave_out(train: data.Digits, seeds: int, epochs: int) -> None:
         "two hidden layers": {"hidden": full.hidden[:2]},
         "half as wide": {"hidden": tuple(width // 2 for width in full.hidden)},
         "three hidden layers of 1024": {"hidden": (1024, 1024, 1024)},
+        "with units that start local": {"receptive_field": 2.0},
         "with label smoothing 0.05": {"label_smoothing": 0.05},
         "with dropout 0.1": {"dropout": 0.1},
         "with gelu": {"activation": "gelu"},

@@ -81,6 +81,32 @@ def test_parameter_count_by_hand(hidden, batch_norm, count):
     assert count_parameters(MLP(hidden, batch_norm=batch_norm)) == count
 
 
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 3.0])
+def test_units_that_start_local_look_around_a_place_of_their_own(sigma):
+    torch.manual_seed(0)
+    weights = MLP((300,), receptive_field=sigma).layers[0].weight.detach()
+    assert torch.allclose(weights.sum(dim=1), torch.zeros(300), atol=1e-5)
+    usual = nn.Linear(784, 300).weight.detach()
+    assert weights.norm(dim=1).sub(usual.norm(dim=1).mean()).abs().max() < 0.02
+    energy = weights.square().unflatten(1, (28, 28))
+    energy = energy / energy.sum(dim=(1, 2), keepdim=True)
+    places = torch.arange(28.0)
+    for profile in (energy.sum(dim=1), energy.sum(dim=2)):
+        centre = profile @ places
+        spread = ((places - centre[:, None]) ** 2 * profile).sum(dim=1).sqrt()
+        assert (centre > 2).all()
+        assert (centre < 25).all()
+        assert centre.std() > 4  # all over the picture
+        assert spread.mean() < sigma + 0.5
+
+
+def test_units_start_everywhere_unless_asked():
+    torch.manual_seed(0)
+    plain = MLP((16,)).layers[0].weight
+    torch.manual_seed(0)
+    assert torch.equal(MLP((16,), receptive_field=0.0).layers[0].weight, plain)
+
+
 def test_pictures_of_both_shapes_are_welcome(toy):
     model = make_model((8,))
     pixels = TRANSFORM(toy.images)

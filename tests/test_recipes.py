@@ -12,7 +12,7 @@ from mnist_helpers.model import count_parameters
 from mnist_helpers.recipes import FAST, FINAL
 from mnist_helpers.training import fit
 
-RECIPES = {"FINAL": (FINAL, [1024, 512, 512]), "FAST": (FAST, [512, 256, 128])}
+RECIPES = {"FINAL": (FINAL, [1024, 512, 512]), "FAST": (FAST, [384, 256, 128])}
 PICTURES = make_toy_digits(20)
 
 

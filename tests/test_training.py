@@ -65,6 +65,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
         "hidden": [(0,), (-5,), (16, 0), (1.5,), ("16",), (math.nan,), 16, None],
         "activation": ["sigmoid", "", "ReLU", None, 3, ["relu"]],
         "dropout": [-0.1, 1.0, 7, math.nan, "0.5", None],
+        "receptive_field": [-1, 0.1, math.nan, math.inf, "3", None],
         "optimizer": ["adagrad", "", None, ["sgd"]],
         "learning_rate": [0, -1e-3, math.nan, math.inf, -math.inf, "0.1", None],
         "schedule": ["cosine", "", None],
@@ -206,6 +207,7 @@ RECIPES = {
         warp=0.5,
         practice=0.6,
         dropout=0.1,
+        receptive_field=3.0,
     ),
 }
 
