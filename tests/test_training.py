@@ -73,6 +73,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
         "label_smoothing": [-0.1, 1.0, math.nan, "0"],
         "averaging": [-0.1, 1.0, math.nan, "0"],
         "warp": [-0.1, math.nan, math.inf, "1"],
+        "warp_slant": [-0.1, math.nan, math.inf, "1"],
         "warp_fade": [-0.1, 1.01, math.nan, "1"],
         "practice": [0, -0.5, 1.01, math.nan, "1"],
         "batch_size": [0, 1, -64, 64.0, math.nan, "64", None, True],
