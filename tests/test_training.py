@@ -14,6 +14,7 @@ from conftest import make_toy_digits
 from torch import nn
 
 from mnist_helpers import training
+from mnist_helpers.augment import RandomWarp
 from mnist_helpers.data import NUM_CLASSES, TRANSFORM, Digits, make_loader
 from mnist_helpers.evaluation import Evaluation, evaluate
 from mnist_helpers.model import MLP
@@ -427,6 +428,14 @@ def test_trains_where_gradients_were_left_off(toy):
         record = next(fit(TINY, toy, VALIDATION))
         assert not torch.is_grad_enabled()
     assert torch.equal(weights(record.model), weights(next(fit(TINY, toy, VALIDATION)).model))
+
+
+@pytest.mark.parametrize("slant", [1.0, 0.25])
+def test_training_sees_the_warps_that_its_config_names(toy, slant):
+    config = change(warp=0.8, warp_slant=slant, seed=4)
+    pixels, _ = next(iter(make_training_loader(config, toy, shuffle=False)))
+    by_hand = RandomWarp(0.8, rotation=12 * slant, shear=0.2 * slant, seed=4)
+    torch.testing.assert_close(pixels, TRANSFORM(by_hand(toy.images[:32])), rtol=0, atol=1e-4)
 
 
 def test_a_loop_left_early_keeps_its_model(toy):
