@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default 3)")
     parser.add_argument("--short", action="store_true", help="leave out the final recipe (minutes per seed)")
-    parser.add_argument("--long", action="store_true", help="only the long recipe (20 minutes per seed)")
+    parser.add_argument("--long", action="store_true", help="only the long recipe (15 minutes per seed)")
     parser.add_argument("--ablation", action="store_true", help="leave out each ingredient of it once")
     parser.add_argument("--epochs", type=int, default=24, help="of each training of --ablation (default 24)")
     parser.add_argument("--picture", action="store_true", help="draw the picture of the README")
@@ -196,7 +196,7 @@ def main() -> None:
         compare_pipelines(data.find_root(), train)
         compare_with_matrix_product(train)
         run_recipe("brief", recipes.BRIEF, train, test, chosen.seeds)
-        upright = map(data.remove_slant, (train, test))
+        upright = [data.remove_slant(digits) for digits in (train, test)]
         print(f"removing the slant of 60,000 digits: {measure(lambda: data.remove_slant(train)):.1f} s")
         run_recipe("fast", recipes.FAST, *upright, chosen.seeds)
         if not chosen.short:
