@@ -60,13 +60,12 @@ def test_transform_is_one_affine_formula(images):
     torch.testing.assert_close(TRANSFORM(images).double(), wanted, rtol=0, atol=1e-6)
 
 
-@given(st.integers(0, 400), st.floats(0, 1), st.integers(0, 2**40))
-def test_split_loses_and_doubles_nothing(count, fraction, seed):
+@given(st.integers(0, 400), st.floats(0, 1))
+def test_split_loses_and_doubles_nothing(count, fraction):
     digits = Digits(torch.zeros(count, 28, 28, dtype=torch.uint8), torch.arange(count), "toy")
-    train, validation = split_digits(digits, fraction, seed)
-    assert sorted(train.labels.tolist() + validation.labels.tolist()) == list(range(count))
+    train, validation = split_digits(digits, fraction)
+    assert train.labels.tolist() + validation.labels.tolist() == list(range(count))
     assert abs(len(validation) - count * fraction) <= 0.5
-    assert torch.equal(split_digits(digits, fraction, seed)[1].labels, validation.labels)
 
 
 @given(st.integers(1, 200), st.integers(1, 70), st.booleans(), st.integers(0, 99))
