@@ -123,6 +123,7 @@ def test_benchmark(command, monkeypatch, capsys):
         "": ["loader alone", "of that", "brief: mean", "fast: mean", "final: mean"],
         "--short": ["loader alone", "of that", "brief: mean", "fast: mean"],
         "--ablation": ["the whole recipe", "without warps"],
+        "--split": ["held out in one piece", "held out drawn at random"],
         "--long": ["long: mean"],
         "--picture": [],
     }
