@@ -117,7 +117,9 @@ def run_recipe(name: str, config: Config, train: data.Digits, test: data.Digits,
         start = time.perf_counter()
         *_, last = fit(replace(config, seed=seed), train, None)
         seconds = time.perf_counter() - start
-        averaged = predict_probabilities(last.model, test.images, 16, 0.5, config.warp_slant)
+        averaged = predict_probabilities(
+            last.model, test.images, views=16, strength=0.5, slant=config.warp_slant
+        )
         right = (averaged.argmax(dim=1) == test.labels).double().mean().item()
         results.append((evaluate(last.model, loader).accuracy, right, seconds))
         print(
