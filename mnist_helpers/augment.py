@@ -22,7 +22,6 @@ class RandomWarp:
     """
 
     strength: float = 1.0  # scales all of them; 0 changes nothing
-    slant: float = 1.0  # scales rotation and shear besides; upright digits want less of them
     rotation: float = 12.0  # degrees
     scale: float = 0.12  # fraction, for width and height on their own
     shear: float = 0.2  # fraction of the height
@@ -58,10 +57,10 @@ class RandomWarp:
         """Matrices `[batch, 2, 3]` that map a place in the new picture to the place it is copied from."""
         draws = torch.rand(6, batch, generator=self.generator) * 2 - 1
         largest = [
-            math.radians(self.rotation) * self.slant,
+            math.radians(self.rotation),
             self.scale,
             self.scale,
-            self.shear * self.slant,
+            self.shear,
             *[self.shift * 2 / size] * 2,
         ]
         angle, width, height, shear, right, down = draws * torch.tensor(largest)[:, None] * strength

@@ -27,7 +27,6 @@ KNOBS = {  # name: (what makes sense, in words)
     "label_smoothing": FRACTION,
     "averaging": FRACTION,
     "warp": (lambda strength: 0 <= strength < math.inf, "at least 0"),
-    "warp_slant": (lambda strength: 0 <= strength < math.inf, "at least 0"),
     "warp_fade": (lambda share: 0 <= share <= 1, "from 0 to 1"),
     "practice": (lambda share: 0 < share <= 1, "above 0 and at most 1"),
     "batch_size": (lambda size: _is_whole(size, 2), "a whole number above 1"),
@@ -52,7 +51,6 @@ class Config:
     label_smoothing: float = 0.0
     averaging: float = 0.0  # share of the steps that the weights are averaged over; 0 = the last weights
     warp: float = 0.0  # strength of the random warps; 1 = what suits a long training
-    warp_slant: float = 1.0  # scales their rotation and shear besides; upright digits want less
     warp_fade: float = 0.0  # share of that strength that is gone at the end of the training
     practice: float = 1.0  # fraction of the digits shown each epoch; below 1, hard ones more often
     batch_size: int = 64

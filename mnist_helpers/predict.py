@@ -64,7 +64,7 @@ class Prediction:
 
 @torch.no_grad()
 def predict_probabilities(
-    model: nn.Module, pixels: Tensor, views: int = 1, strength: float = VIEW_STRENGTH, slant: float = 1.0
+    model: nn.Module, pixels: Tensor, views: int = 1, strength: float = VIEW_STRENGTH
 ) -> Tensor:
     """Probabilities `[10]` or `[batch, 10]` for `[28, 28]` or `[batch, 28, 28] uint8` in MNIST's form.
 
@@ -73,7 +73,7 @@ def predict_probabilities(
     """
     training, device = model.training, next(model.parameters()).device
     batch = pixels if pixels.ndim > 2 else pixels[None]
-    warp = RandomWarp(strength, slant) if views > 1 else nn.Identity()
+    warp = RandomWarp(strength) if views > 1 else nn.Identity()
     model.eval()
     answers = []
     for part in batch.split(500):

@@ -20,8 +20,8 @@ FINAL = Config(
     epochs=300,
 )
 
-# A wider network and more epochs, on upright digits, for whoever has a while longer.
-LONG = replace(FINAL, hidden=(2048, 1024, 512), warp_slant=0.65, epochs=400)
+# For whoever has half an hour: so many networks from different seeds, merged into one (see `merge_models`).
+MEMBERS = 6
 
 # Ninety-nine in a hundred in seconds: few steps, so milder warps, a smaller network, upright digits, and
 # units that start out around places of their own (over hundreds of epochs they find them unaided).

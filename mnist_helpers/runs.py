@@ -49,9 +49,17 @@ def list_own_runs(study: Study) -> list[Run]:
     """The reader's own runs, in the order they were made."""
     records = sorted((key, value) for key, value in study.user_attrs.items() if key.startswith(BY_HAND))
     return [
-        Run(f"mine {n}", **record | {"accuracies": tuple(record["accuracies"])})
+        Run(
+            f"mine {n}",
+            **record | {"knobs": update_knobs(record["knobs"]), "accuracies": tuple(record["accuracies"])},
+        )
         for n, (_, record) in enumerate(records, start=1)
     ]
+
+
+def update_knobs(stored: dict) -> dict:
+    """The knobs of a run that an older or newer version of `Config` may have kept, in terms of this one."""
+    return {knob: stored.get(knob, default) for knob, default in asdict(Config()).items()}
 
 
 def is_finished(trial: FrozenTrial) -> bool:
@@ -66,7 +74,8 @@ def read_trial(trial: FrozenTrial) -> Run:
     accuracies = tuple(value for _, value in sorted(trial.intermediate_values.items()))
     note = trial.user_attrs
     seconds, reason = note.get("seconds", 0.0), note.get("reason", "")
-    return Run(f"trial {trial.number}", note["knobs"], accuracies, seconds, trial.state.name.lower(), reason)
+    knobs = update_knobs(note["knobs"])
+    return Run(f"trial {trial.number}", knobs, accuracies, seconds, trial.state.name.lower(), reason)
 
 
 def record_run(study: Study, config: Config, history: Sequence[Epoch]) -> Run:

@@ -136,9 +136,7 @@ def make_training_loader(
     """The loader that `fit` trains from: digits warped, and hard ones more often, where `config` says so."""
     if config.warp:
         steps = config.epochs * math.ceil(len(train) * config.practice / config.batch_size)
-        warp = RandomWarp(
-            config.warp, config.warp_slant, fade=config.warp_fade, steps=steps, seed=config.seed
-        )
+        warp = RandomWarp(config.warp, fade=config.warp_fade, steps=steps, seed=config.seed)
         transform = v2.Compose([warp, transform])
     order = None
     if config.practice < 1:

@@ -178,8 +178,3 @@ def test_strength_fades_evenly_over_the_steps(toy):
     for strength in (1.0, 0.875, 0.75, 0.625, 0.5, 0.5):
         full.strength = strength
         assert torch.equal(fading(toy.images), full(toy.images))
-
-
-def test_slant_scales_rotation_and_shear_alone():
-    less, by_hand = RandomWarp(slant=0.5, seed=3), RandomWarp(rotation=6.0, shear=0.1, seed=3)
-    torch.testing.assert_close(less.draw_places(20, 28), by_hand.draw_places(20, 28))

@@ -16,7 +16,15 @@ from torch import nn
 
 from mnist_helpers import model as model_module
 from mnist_helpers.data import TRANSFORM
-from mnist_helpers.model import ACTIVATIONS, MLP, ModelError, count_parameters, load_model, save_model
+from mnist_helpers.model import (
+    ACTIVATIONS,
+    MLP,
+    ModelError,
+    count_parameters,
+    load_model,
+    merge_models,
+    save_model,
+)
 
 REFERENCE = {"relu": torch.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu, "tanh": torch.tanh}
 
@@ -132,6 +140,66 @@ def test_wrong_input_is_named(wrong, named):
     with pytest.raises(ValueError, match=r"expected .* got .* TRANSFORM") as caught:
         make_model((8,))(wrong)
     assert f"expected [batch, 784] or [batch, 28, 28] float32, got {named}" in str(caught.value)
+
+
+# --- several networks merged into one ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden", [(6,), (6, 5, 4)])
+def test_merged_logits_are_the_mean(hidden, activation, batch_norm, dropout):
+    models = [make_model(hidden, activation, batch_norm, dropout, seed=seed) for seed in range(3)]
+    pixels = random_pixels()
+    merged = merge_models(models)
+    mean = torch.stack([model(pixels) for model in models]).mean(dim=0)
+    torch.testing.assert_close(merged(pixels), mean)
+    assert not torch.allclose(mean, models[0](pixels))
+    assert [len(weight) for weight in merged.parameters() if weight.ndim == 2] == [3 * h for h in hidden] + [
+        10
+    ]
+    assert not merged.training
+
+
+def test_networks_of_different_widths_merge():
+    models = [make_model((6, 5), seed=1), make_model((10, 3), seed=2)]
+    pixels = random_pixels()
+    torch.testing.assert_close(merge_models(models)(pixels), sum(model(pixels) for model in models) / 2)
+
+
+def test_one_network_merges_to_itself_and_stays_as_it_was():
+    model = make_model((6, 5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    merged = merge_models([model])
+    assert torch.equal(merged(random_pixels()), model(random_pixels()))
+    for parameter in merged.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_merged_network_is_saved_and_loaded_like_any_other(tmp_path):
+    merged = merge_models([make_model((6, 5), "silu", seed=seed) for seed in range(2)])
+    save_model(merged, tmp_path / "model.pth")
+    assert torch.equal(load_model(tmp_path / "model.pth")(random_pixels()), merged(random_pixels()))
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [],
+        [make_model((6,)), make_model((6, 6))],
+        [make_model((6,)), make_model((6,), "gelu")],
+        [make_model((6,)), make_model((6,), batch_norm=False)],
+        [make_model(()), make_model(())],
+    ],
+    ids=["none", "depths", "activations", "batch norm", "no hidden layer"],
+)
+def test_networks_that_do_not_merge(models):
+    with pytest.raises(
+        ValueError, match=r"expected networks with equally many hidden layers.*from one Config"
+    ):
+        merge_models(models)
 
 
 # --- saving and loading -----------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_benchmark(command, monkeypatch, capsys):
     train, test = make_toy_digits(120), make_toy_digits(40)
     monkeypatch.setattr(data, "load_mnist", lambda download: (train, test))
     tiny = Config(hidden=(8,), practice=0.5, batch_size=16, epochs=2)
-    for name in ("BRIEF", "FAST", "FINAL", "LONG"):
+    for name in ("BRIEF", "FAST", "FINAL"):
         monkeypatch.setattr(recipes, name, replace(getattr(recipes, name), **vars(tiny)))
     pictures = [(benchmark.USUAL(Image.fromarray(image.numpy())), 0) for image in train.images]
     monkeypatch.setattr(benchmark, "MNIST", lambda *args, **kwargs: pictures)
@@ -124,7 +124,7 @@ def test_benchmark(command, monkeypatch, capsys):
         "--short": ["loader alone", "of that", "brief: mean", "fast: mean"],
         "--ablation": ["the whole recipe", "without warps"],
         "--split": ["held out in one piece", "held out drawn at random"],
-        "--long": ["long: mean"],
+        "--long": ["merged: mean"],
         "--picture": [],
     }
     for part in expected[next((word for word in command.split() if word.startswith("--")), "")]:

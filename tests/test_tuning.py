@@ -17,7 +17,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from mnist_helpers import studies, tuning
+from mnist_helpers import runs, studies, tuning
 from mnist_helpers.config import Config
 from mnist_helpers.data import PROJECT_ROOT, Digits, load_offline_digits, split_digits
 from mnist_helpers.model import MLP
@@ -324,6 +324,18 @@ def test_own_runs_are_ranked_among_all_and_survive_a_restart(study, storage):
     assert describe_run(study, again).endswith("has the same knobs")
     with pytest.raises(ValueError, match="history is empty"):
         record_run(study, config, [])
+
+
+def test_runs_kept_with_other_knobs_than_today_are_still_read(study):
+    """A study is older than the code that reads it: a knob has gone since, another has been added."""
+    record_run(study, FIVE, [make_epoch(1, 0.99)])
+    (key,) = (key for key in study.user_attrs if key.startswith(runs.BY_HAND))
+    record = study.user_attrs[key]
+    older = {knob: value for knob, value in record["knobs"].items() if knob != "dropout"} | {"momentum": 0.9}
+    study.set_user_attr(key, record | {"knobs": older})
+    assert list_runs(study)[0].config == FIVE
+    now = record_run(study, FIVE, [make_epoch(1, 0.98)])
+    assert describe_run(study, now).endswith("has the same knobs")
 
 
 def test_own_runs_leave_the_search_as_it_is(digits, folder, scripted):
