@@ -78,7 +78,7 @@ def draw_local_weights(units: int, sigma: float) -> Tensor:
 
 
 def merge_models(models: Sequence[MLP]) -> MLP:
-    """One wide `MLP` whose logits are the mean of the logits of `models`, ready to evaluate.
+    """One wide `MLP` whose logits are the mean of those of `models`, on the CPU, ready to evaluate.
 
     Their hidden layers stand side by side, with weights of zero between units of different networks. Networks
     from different seeds are mistaken about different digits, so their mean is mistaken less often (Hansen and
