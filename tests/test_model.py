@@ -156,9 +156,8 @@ def test_merged_logits_are_the_mean(hidden, activation, batch_norm, dropout):
     mean = torch.stack([model(pixels) for model in models]).mean(dim=0)
     torch.testing.assert_close(merged(pixels), mean)
     assert not torch.allclose(mean, models[0](pixels))
-    assert [len(weight) for weight in merged.parameters() if weight.ndim == 2] == [3 * h for h in hidden] + [
-        10
-    ]
+    widths = [len(weight) for weight in merged.parameters() if weight.ndim == 2]
+    assert widths == [*(3 * width for width in hidden), 10]
     assert not merged.training
 
 
