@@ -69,7 +69,7 @@ def predict_probabilities(
     """Probabilities `[10]` or `[batch, 10]` for `[28, 28]` or `[batch, 28, 28] uint8` in MNIST's form.
 
     The softmax of the model's logits; with `views` above 1 the mean over that many random warps of each
-    picture, of the given strength and `slant` (see `RandomWarp`). The model is left in the mode it was in.
+    picture, of the given strength (see `RandomWarp`). The model is left in the mode it was in.
     """
     training, device = model.training, next(model.parameters()).device
     batch = pixels if pixels.ndim > 2 else pixels[None]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mnist_helpers import data, recipes
 from mnist_helpers.config import Config
+from mnist_helpers.model import load_model
 from tests import benchmark
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ def test_search_on_several_machines(project):
 
 
 @pytest.mark.parametrize("command", BENCHMARKS)
-def test_benchmark(command, monkeypatch, capsys):
+def test_benchmark(command, monkeypatch, capsys, tmp_path):
     """All of it that this command asks for, on toy digits and with trainings of one epoch."""
     train, test = make_toy_digits(120), make_toy_digits(40)
     monkeypatch.setattr(data, "load_mnist", lambda download: (train, test))
@@ -114,6 +115,8 @@ def test_benchmark(command, monkeypatch, capsys):
         monkeypatch.setattr(recipes, name, replace(getattr(recipes, name), **vars(tiny)))
     pictures = [(benchmark.USUAL(Image.fromarray(image.numpy())), 0) for image in train.images]
     monkeypatch.setattr(benchmark, "MNIST", lambda *args, **kwargs: pictures)
+    monkeypatch.setattr(data, "PROJECT_ROOT", tmp_path)
+    (tmp_path / "model.pth").write_bytes((ROOT / "model.pth").read_bytes())
     drawn = []
     monkeypatch.setattr(benchmark.plots.NotebookFigure, "savefig", lambda self, path: drawn.append(path))
     monkeypatch.setattr(sys, "argv", command.split()[1:])
@@ -130,6 +133,9 @@ def test_benchmark(command, monkeypatch, capsys):
     for part in expected[next((word for word in command.split() if word.startswith("--")), "")]:
         assert part in printed
     assert bool(drawn) == ("--picture" in command)
+    if "--long" in command:  # half an hour of training is not thrown away
+        first_layer = next(load_model(tmp_path / "runs" / "merged-0.pth").parameters())
+        assert first_layer.shape == (8 * recipes.MEMBERS, data.NUM_PIXELS)
 
 
 def test_map_names_every_module():
