@@ -64,16 +64,17 @@ class Prediction:
 
 @torch.no_grad()
 def predict_probabilities(
-    model: nn.Module, pixels: Tensor, views: int = 1, strength: float = VIEW_STRENGTH
+    model: nn.Module, pixels: Tensor, views: int = 1, strength: float = VIEW_STRENGTH, **deviations: float
 ) -> Tensor:
     """Probabilities `[10]` or `[batch, 10]` for `[28, 28]` or `[batch, 28, 28] uint8` in MNIST's form.
 
     The softmax of the model's logits; with `views` above 1 the mean over that many random warps of each
-    picture, of the given strength (see `RandomWarp`). The model is left in the mode it was in.
+    picture, of the given strength and largest deviations (see `RandomWarp`). The model is left in the mode it
+    was in.
     """
     training, device = model.training, next(model.parameters()).device
     batch = pixels if pixels.ndim > 2 else pixels[None]
-    warp = RandomWarp(strength) if views > 1 else nn.Identity()
+    warp = RandomWarp(strength, **deviations) if views > 1 else nn.Identity()
     model.eval()
     answers = []
     for part in batch.split(500):

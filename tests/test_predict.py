@@ -370,13 +370,13 @@ class InkCounter(torch.nn.Module):
 
 
 def test_averaged_views_are_the_mean_over_warps(toy):
-    counter, images = InkCounter(), toy.images[:4]
-    warp = RandomWarp(0.5)
+    counter, images, knobs = InkCounter(), toy.images[:4], {"strength": 0.5, "shift": 4.0, "elastic": 0.0}
+    warp = RandomWarp(**knobs)
     expected = counter(TRANSFORM(warp(images.repeat_interleave(3, 0)))).softmax(dim=1)
-    averaged = predict_probabilities(counter, images, views=3, strength=0.5)
+    averaged = predict_probabilities(counter, images, views=3, **knobs)
     torch.testing.assert_close(averaged, expected.detach().view(4, 3, 10).mean(dim=1))
     assert (averaged - predict_probabilities(counter, images)).abs().max() > 1e-4
-    assert torch.equal(averaged, predict_probabilities(counter, images, views=3, strength=0.5))
+    assert torch.equal(averaged, predict_probabilities(counter, images, views=3, **knobs))
 
 
 def test_command_line_prints_answers_and_refusals(sure_of_four, stroke, tmp_path, capsys):
