@@ -1,12 +1,13 @@
 """New handwriting from old: random warps of a whole batch of digits at once."""
 
 import math
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mnist_helpers.data import IMAGE_SIZE
 
 GRID = 7  # the elastic field is drawn on GRID x GRID points and smoothed
 SMOOTHNESS = 4.0  # pixels; the sigma that Simard et al. found best
@@ -14,11 +15,10 @@ SMOOTHNESS = 4.0  # pixels; the sigma that Simard et al. found best
 
 @dataclass
 class RandomWarp:
-    """A transform that draws every digit of a batch differently, as another hand might have written it.
+    """A transform that draws every digit of a batch anew, as another hand might have written it.
 
-    Affine (rotation, scale, shear, shift) and elastic deformation after Simard, Steinkraus and Platt 2003,
-    "Best practices for convolutional neural networks applied to visual document analysis". Each value is
-    the largest deviation, drawn uniformly; `elastic` is the standard deviation of the displacement times two.
+    Affine and elastic deformation after Simard, Steinkraus and Platt 2003, "Best practices for convolutional
+    neural networks applied to visual document analysis". Each value is the largest deviation, drawn evenly.
     """
 
     strength: float = 1.0  # scales all of them; 0 changes nothing
@@ -26,65 +26,44 @@ class RandomWarp:
     scale: float = 0.12  # fraction, for width and height on their own
     shear: float = 0.2  # fraction of the height
     shift: float = 2.0  # pixels, in both directions
-    elastic: float = 2.0  # pixels
+    elastic: float = 2.0  # pixels; twice the standard deviation of the displacement
     fade: float = 0.0  # share of the strength that is gone after `steps` batches, falling evenly
     steps: int = 1
     seed: int = 0
-    generator: torch.Generator = field(init=False, repr=False)
-    calls: int = field(init=False, default=0, repr=False)
+    device: torch.device | str = "cpu"  # where the images are
 
     def __post_init__(self):
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator(self.device).manual_seed(self.seed)
+        self.calls = 0
+        turn, shift = math.radians(self.rotation), self.shift * 2 / IMAGE_SIZE
+        largest = [turn, self.scale, self.scale, self.shear, shift, shift]
+        self.largest = torch.tensor(largest, device=self.device)[:, None]
+        pixels, points = torch.arange(IMAGE_SIZE), torch.linspace(0, IMAGE_SIZE - 1, GRID)[:, None]
+        bumps = torch.exp(-((pixels - points) ** 2) / (2 * SMOOTHNESS**2))
+        bumps /= bumps.square().sum(dim=0).sqrt()  # noise of variance 1 displaces with variance 1
+        place = ((2 * pixels + 1) / IMAGE_SIZE - 1).expand(IMAGE_SIZE, IMAGE_SIZE)
+        plane = torch.stack([place, place.T, torch.ones_like(place)]).flatten(1)
+        # What a warp is a weighted sum of: across, down, one, and a bump at each point of the coarse grid.
+        self.fields = torch.cat([plane, torch.kron(bumps, bumps)]).to(self.device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """`[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1."""
-        pictures = images.unsqueeze(1).float() / 255
-        places = self.draw_places(len(images), images.shape[-1])
-        # Bilinear would blur: the network would practise on softer digits than it is tested on.
-        warped = F.grid_sample(pictures, places, mode="bicubic", align_corners=False)
-        return warped.squeeze(1).clamp(0, 1)
-
-    def draw_places(self, batch: int, size: int) -> Tensor:
-        """Where each pixel is copied from, across and down, `[batch, size, size, 2]` in -1..1."""
         strength = self.strength * (1 - self.fade * min(1.0, self.calls / self.steps))
         self.calls += 1
-        parts = [self._draw_affine(batch, size, strength), self._draw_elastic(batch, size, strength)]
-        weights = torch.cat(parts, dim=2)
-        places = weights.flatten(0, 1) @ make_fields(size)  # one matrix product for the whole batch
-        return places.view(batch, 2, size, size).permute(0, 2, 3, 1)
+        affine = self._draw_affine(len(images), strength)
+        noise = torch.randn(len(images), 2, GRID * GRID, generator=self.generator, device=self.device)
+        weights = torch.cat([affine, noise * (self.elastic * strength / IMAGE_SIZE)], dim=2)
+        places = weights.flatten(0, 1) @ self.fields  # one matrix product, faster than its parts
+        places = places.view(-1, 2, IMAGE_SIZE, IMAGE_SIZE).permute(0, 2, 3, 1)
+        # Bilinear would blur: the network would train on softer digits than it is tested on.
+        pictures = images[:, None].float() / 255
+        return F.grid_sample(pictures, places, mode="bicubic", align_corners=False).squeeze(1).clamp(0, 1)
 
-    def _draw_affine(self, batch: int, size: int, strength: float) -> Tensor:
-        """Matrices `[batch, 2, 3]` that map a place in the new picture to the place it is copied from."""
-        draws = torch.rand(6, batch, generator=self.generator) * 2 - 1
-        largest = [
-            math.radians(self.rotation),
-            self.scale,
-            self.scale,
-            self.shear,
-            *[self.shift * 2 / size] * 2,
-        ]
-        angle, width, height, shear, right, down = draws * torch.tensor(largest)[:, None] * strength
+    def _draw_affine(self, batch: int, strength: float) -> Tensor:
+        """Matrices `[batch, 2, 3]` that map a place in the new image to the place it is copied from."""
+        draws = torch.rand(6, batch, generator=self.generator, device=self.device) * 2 - 1
+        angle, width, height, shear, right, down = draws * self.largest * strength
         cos, sin, width, height = angle.cos(), angle.sin(), 1 + width, 1 + height
         across = torch.stack([cos * width, (cos * shear - sin) * height, right], dim=1)
         along = torch.stack([sin * width, (sin * shear + cos) * height, down], dim=1)
         return torch.stack([across, along], dim=1)
-
-    def _draw_elastic(self, batch: int, size: int, strength: float) -> Tensor:
-        """How far each point of the coarse grid is displaced, `[batch, 2, GRID * GRID]`."""
-        noise = torch.randn(batch, 2, GRID * GRID, generator=self.generator)
-        return noise * (self.elastic * strength / size)
-
-
-@cache
-def make_fields(size: int) -> Tensor:
-    """What a warp is a weighted sum of, `[3 + GRID * GRID, size * size]`, in units of half a picture.
-
-    The place across, the place down, one; and for each point of the coarse grid a Gaussian bump, scaled so
-    that noise of variance 1 on the grid gives displacements of variance 1.
-    """
-    pixels = torch.arange(size)
-    bumps = torch.exp(-((torch.linspace(0, size - 1, GRID)[:, None] - pixels) ** 2) / (2 * SMOOTHNESS**2))
-    bumps = bumps / bumps.square().sum(dim=0).sqrt()
-    place = (2 * pixels + 1) / size - 1
-    plane = [place.expand(size, size), place[:, None].expand(size, size), torch.ones(size, size)]
-    return torch.cat([torch.stack(plane).flatten(1), torch.kron(bumps, bumps)])

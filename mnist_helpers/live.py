@@ -1,9 +1,9 @@
-"""What moves in the notebook while training runs, and what stays of it in the saved file."""
+"""Progress while something trains in the notebook, and what stays of it in the saved file."""
 
 import base64
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isnan
 
 from IPython import get_ipython
@@ -11,76 +11,79 @@ from IPython.display import Markdown, display
 from optuna import Study
 
 from mnist_helpers.plots import plot_history, render_png
-from mnist_helpers.runs import list_runs
 from mnist_helpers.training import Epoch
+from mnist_helpers.tuning import list_results
 
 
 def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Iterator[Epoch]:
-    """Hand on every record of `fit`, drawing the curves so far; at most 3% of the time goes into drawing.
+    """Hand on every record of `fit`, drawing the curves; the stop button keeps the last complete epoch."""
 
-    The stop button ends the loop after the last complete epoch, whose record (and model) stays usable.
-    """
-    history, started, drawn, cost = [], time.perf_counter(), 0.0, 0.0
-    handle = _open_display(_show_progress(history, total, title, 0))
-    note = ""
-    try:
-        for epoch in epochs:
-            history.append(epoch)
-            now = time.perf_counter()
-            if handle is not None and now - drawn > 35 * cost:
-                handle.update(_show_progress(history, total, title, now - started), raw=True)
-                drawn = time.perf_counter()
-                cost = drawn - now
-            yield epoch
-    except KeyboardInterrupt:
-        if not history:
-            raise
-        note = f", stopped: the model of epoch {len(history)} is kept"
-    finally:
-        if handle is not None and history:
-            bundle = _show_result(history, title, time.perf_counter() - started, note)
-            alternative = {"alt": bundle["text/plain"].splitlines()[0] + ": the losses after each epoch"}
-            handle.update(bundle, raw=True, metadata={"image/png": alternative})
+    def show(history: list[Epoch], seconds: float, ending: str | None) -> dict:
+        done, length, text = len(history), total, f"{title}: {len(history)}/{total} epochs"
+        if history and ending is None:
+            text += f", {seconds / done * (total - done):.0f} s left"
+        elif history:
+            accuracy, length = history[-1].validation_accuracy, done
+            right = "" if isnan(accuracy) else f"{accuracy:.2%} of the validation digits right after "
+            text = f"{title}: {right}{done} epochs in {seconds:.0f} s{ending}"
+        picture = base64.b64encode(render_png(plot_history(history, length, text))).decode()
+        if ending is None:
+            page = f'<progress value="{done}" max="{total}"></progress><br>'
+            return {"text/html": f'{page}<img src="data:image/png;base64,{picture}">', "text/plain": text}
+        step = -(-done // 12)  # a long training is saved as a dozen lines
+        rows = [epoch for epoch in history if epoch.number in (1, 2, 3, done) or epoch.number % step == 0]
+        return {"image/png": picture, "text/plain": "\n".join([text, *map(describe_epoch, rows)])}
+
+    return follow(epochs, show, "the model of the last complete epoch is kept")
 
 
 def watch_study(studies: Iterator[Study], total: int) -> Iterator[Study]:
     """Hand on the study after each trial of `run_study`, with a line on how far it is and the best so far."""
-    started, before = time.perf_counter(), None
-    handle = _open_display({"text/plain": "The study starts"})
+
+    def show(seen: list[Study], seconds: float, ending: str | None) -> dict:
+        results = list_results(seen[-1]) if seen else []
+        text = f"{len(results)}/{total} trials in {seconds:.0f} s{ending or ''}"
+        if ending is None and len(seen) > 1:  # the first comes before any trial
+            text += f", {seconds / (len(seen) - 1) * (total - len(results)):.0f} s left"
+        if results:
+            best = max(results, key=lambda trial: trial.value)
+            text += f"; the best so far: trial {best.number} with {best.value:.2%}"
+        bar = f'<progress value="{len(results)}" max="{total}"></progress> {text}'
+        return {"text/plain": text} | ({"text/html": bar} if ending is None else {})
+
+    return follow(studies, show, "all finished trials are kept")
+
+
+def follow(items: Iterator, show: Callable, kept: str) -> Iterator:
+    """Hand on the items, and display `show(items so far, seconds, ending)`, for about 3% of the time."""
+    # `ending` is None until the end. Outside a notebook nothing is displayed.
+    seen, ending, start, shown, cost = [], "", time.perf_counter(), 0.0, 0.0
+    place = display(show(seen, 0, None), raw=True, display_id=True) if get_ipython() else None
     try:
-        for study in studies:
-            listed = list_runs(study)
-            done = sum(run.name.startswith("trial") for run in listed)
-            before = done if before is None else before
-            seconds = time.perf_counter() - started
-            left = f", {seconds / (done - before) * (total - done):.0f} s left" if done > before else ""
-            best = (
-                f"{listed[0].name}, {listed[0].accuracy:.2%}"
-                if listed and listed[0].accuracies
-                else "none yet"
-            )
-            line = (
-                f"{done}/{total} trials in {seconds:.0f} s{left if done < total else ''}; best so far: {best}"
-            )
-            bar = f'<progress value="{done}" max="{total}"></progress> {line}'
-            if handle is not None:
-                handle.update({"text/html": bar, "text/plain": line}, raw=True)
-            yield study
+        for item in items:
+            seen.append(item)
+            now = time.perf_counter()
+            if place and now - shown > 35 * cost:
+                place.update(show(seen, now - start, None), raw=True)
+                shown = time.perf_counter()
+                cost = shown - now
+            yield item
     except KeyboardInterrupt:
-        if before is None:
+        if not seen:
             raise
-        line += "; stopped: all finished trials are kept"
+        ending = f", stopped: {kept}"
     finally:
-        if handle is not None and before is not None:
-            handle.update({"text/plain": line}, raw=True)
+        if place and seen:
+            bundle = show(seen, time.perf_counter() - start, ending)
+            alternative = {"alt": bundle["text/plain"].splitlines()[0]}
+            place.update(bundle, raw=True, metadata={"image/png": alternative})
 
 
 def describe_epoch(epoch: Epoch) -> str:
     """One line of numbers."""
     line = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s   training loss {epoch.train_loss:.4f}"
-    if isnan(epoch.validation_loss):
-        return line
-    return f"{line}   validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.2%}"
+    validation = f"   validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.2%}"
+    return line if isnan(epoch.validation_loss) else line + validation
 
 
 def show_source(*objects) -> Markdown:
@@ -91,35 +94,5 @@ def show_source(*objects) -> Markdown:
 def show_table(heading: Sequence, *rows: Sequence) -> Markdown:
     """Rows of text and numbers as a Markdown table, which every viewer of notebooks can show."""
     lines = [heading, ["---"] * len(heading), *rows]
-    return Markdown(
-        "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
-    )
-
-
-def _open_display(bundle: dict):
-    """A place in the notebook that can be updated, or None outside of one."""
-    return display(bundle, raw=True, display_id=True) if get_ipython() else None
-
-
-def _show_progress(history: list[Epoch], total: int, title: str, seconds: float) -> dict:
-    done = len(history)
-    left = f"{seconds / done * (total - done):.0f} s left" if done else "first epoch"
-    line = describe_epoch(history[-1]) if history else "starting"
-    image = base64.b64encode(render_png(plot_history(history, total, title))).decode()
-    html = (
-        f'<progress value="{done}" max="{total}"></progress> {done}/{total} epochs, {left}'
-        f'<pre style="margin:4px 0">{line}</pre>'
-        f'<img alt="training curves" src="data:image/png;base64,{image}">'
-    )
-    return {"text/html": html, "text/plain": f"{title}: {done}/{total} epochs, {left}"}
-
-
-def _show_result(history: list[Epoch], title: str, seconds: float, note: str) -> dict:
-    last, epochs = history[-1], f"{len(history)} epochs in {seconds:.0f} s{note}"
-    if isnan(last.validation_accuracy):
-        result = f"{title}: {epochs}"
-    else:
-        result = f"{title}: {last.validation_accuracy:.2%} of the validation digits right after {epochs}"
-    figure = plot_history(history, len(history), result)
-    table = "\n".join([result, *map(describe_epoch, history)])
-    return {"image/png": base64.b64encode(render_png(figure)).decode(), "text/plain": table}
+    cells = [[str(cell).replace("|", "&#124;") for cell in line] for line in lines]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))

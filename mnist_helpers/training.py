@@ -1,27 +1,77 @@
-"""Teaching the network: the training loop, and what it is made of."""
+"""Teaching the network: its hyperparameters, the training loop, and which digits an epoch shows."""
 
-import copy
 import math
+import operator
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mnist_helpers.augment import RandomWarp
-from mnist_helpers.config import Config
-from mnist_helpers.data import NUM_CLASSES, TRANSFORM, Digits, make_loader
+from mnist_helpers.data import IMAGE_SIZE, TRANSFORM, BatchSampler, Digits, make_loader
 from mnist_helpers.evaluation import evaluate
-from mnist_helpers.model import MLP
-from mnist_helpers.sampling import HardDigits
+from mnist_helpers.model import ACTIVATIONS, MLP
+
+OPTIMIZERS = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+CHOICES = {"activation": [*ACTIVATIONS], "optimizer": [*OPTIMIZERS], bool: [False, True]}
+# What a number may be at least (otherwise 0) and at most (otherwise 1e9)
+LOWEST = {"hidden": 1, "learning_rate": 1e-12, "hard_fraction": 1e-6, "batch_size": 2, "epochs": 1}
+HIGHEST = {"dropout": 0.99, "augmentation_fade": 1, "hard_fraction": 1, "seed": 2**32 - 1}
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The hyperparameters of one training; `ValueError` names one that makes no sense."""
+
+    hidden: tuple[int, ...] = (256, 128)  # units of each hidden layer
+    activation: str = "relu"
+    batch_norm: bool = False
+    dropout: float = 0.0  # fraction of hidden units silenced at each step
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3  # the highest one, where one_cycle moves it
+    one_cycle: bool = False  # warm up, then anneal to almost nothing (Smith and Topin 2018)
+    weight_decay: float = 0.0
+    augmentation: float = 0.0  # strength of the random warps; 1 suits a training of many epochs
+    augmentation_fade: float = 0.0  # share of that strength that is gone at the end of the training
+    hard_fraction: float = 1.0  # fraction of the digits shown each epoch; below 1, hard ones more often
+    batch_size: int = 64
+    epochs: int = 5
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in fields(self):
+            name, kind, given = field.name, field.type, getattr(self, field.name)
+            low, high = LOWEST.get(name, 0), HIGHEST.get(name, 1e9)
+            choices = CHOICES.get(name) or CHOICES.get(kind)
+            wanted = f"one of {choices}" if choices else f"from {low:g} to {high:g}"
+            try:  # NumPy's numbers become Python's own
+                if choices:
+                    value = choices[choices.index(given)]
+                elif kind in (int, float):
+                    value = operator.index(given) if kind is int else float(given)
+                else:
+                    wanted = "whole numbers above 0, as in (256, 128)"
+                    value = tuple(map(operator.index, given))
+                if not choices and not all(low <= number <= high for number in np.atleast_1d(value)):
+                    raise ValueError
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} must be {wanted}, got {given!r}") from None
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -37,144 +87,110 @@ class Epoch:
     model: nn.Module
 
 
+class HardDigits(BatchSampler):
+    """Draws a fraction of the digits each epoch, without repeats, in proportion to their latest losses.
+
+    Most soon have nothing left to teach: importance sampling after Katharopoulos and Fleuret 2018 ("Not all
+    samples are created equal"), with losses that cost nothing, since they come from training itself.
+    """
+
+    def __init__(self, digits: int, fraction: float, batch_size: int, generator: torch.Generator):
+        super().__init__(max(2, round(digits * fraction)), batch_size, generator)
+        self.losses = torch.full((digits,), 3.0, device=generator.device)  # not yet seen: hard
+
+    def draw_order(self) -> Tensor:
+        # Easy ones come back at times, and mislabelled ones do not take over.
+        self.order = torch.multinomial(self.losses.clamp(0.02, 2.0), self.size, generator=self.generator)
+        return self.order
+
+    def update(self, losses: Tensor) -> None:
+        """Take over the losses `[size]` of the digits drawn last, in the order drawn."""
+        self.losses[self.order[: len(losses)]] = losses
+
+
 def choose_device() -> tuple[torch.device, str]:
     """The fastest device that can really train, and why that one."""
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    if found is None:
-        return torch.device("cpu"), "no GPU was found"
+    images, labels = torch.zeros(16, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), torch.arange(16) % 10
+    parts = dict(batch_norm=True, dropout=0.1, one_cycle=True, augmentation=1, hard_fraction=0.5)
     try:
-        model = MLP((8,)).to(found)
-        model(torch.zeros(2, 784, device=found)).sum().backward()
-        return torch.device(found), "a trial training step worked"
-    except RuntimeError as error:
-        return torch.device("cpu"), f"{found} was found but failed: {str(error).splitlines()[0]}"
+        digits = Digits(images, labels).to(found or "cpu")
+        list(fit(Config((8,), epochs=1, batch_size=4, **parts), digits, digits))
+    except Exception as error:
+        return torch.device(
+            "cpu"
+        ), f"{found} was found but failed: {(str(error) or repr(error)).splitlines()[0]}"
+    return torch.device(found or "cpu"), "a trial training worked" if found else "no graphics card was found"
 
 
-def train_epoch(
-    model, loader, loss_function, optimizer, device="cpu", scheduler=None, average=None
-) -> Tensor:
+def train_epoch(model, loader, loss_function, optimizer, scheduler=None) -> Tensor:
     """Show the model every batch of `loader` once and improve it after each.
 
-    `loss_function` gives one loss per digit (`reduction="none"`); they are returned, `[N] float32`, in the
-    order of the loader. After every step `scheduler` sets the next learning rate and `average` takes in the
-    new weights, where they are given.
+    `loss_function` gives one loss per image (`reduction="none"`); they are returned, `[N] float32`.
     """
     model.train()
     losses = []
     for pixels, labels in loader:
-        loss = loss_function(model(pixels.to(device)), labels.to(device))
         optimizer.zero_grad()
+        logits = model(pixels)
+        loss = loss_function(logits, labels)
         loss.mean().backward()
         optimizer.step()
         losses.append(loss.detach())
         if scheduler is not None:
             scheduler.step()
-        if average is not None:
-            average.update_parameters(model)
-    return torch.cat(losses).cpu()
+    return torch.cat(losses)
 
 
 def fit(
-    config: Config, train: Digits, validation: Digits | None, device="cpu", transform=TRANSFORM, shuffle=True
+    config: Config, train: Digits, validation: Digits | None = None, transform=TRANSFORM, shuffle: bool = True
 ) -> Iterator[Epoch]:
-    """Train a fresh `MLP`; yields a record after every epoch, so the loop over epochs stays with the caller.
+    """Train a fresh `MLP` on the device of the digits; yields a record after every epoch.
 
     Model, optimizer and data order all come from `config` and its seed: the same call gives the same result.
     Raises `TrainingError` when the loss stops being a number; the records yielded before keep their model.
     """
-    loader = make_training_loader(config, train, transform, shuffle)
-    with torch.random.fork_rng(devices=[]):
+    device = train.images.device
+    cards = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cards), torch.inference_mode(False):
         torch.manual_seed(config.seed)
-        model = MLP(
-            config.hidden, config.activation, config.batch_norm, config.dropout, config.receptive_field
-        ).to(device)
-    finished = copy.deepcopy(model).eval()
-    loss_function = nn.CrossEntropyLoss(reduction="none", label_smoothing=config.label_smoothing)
-    optimizer = make_optimizer(config, model)
-    scheduler = make_scheduler(config, optimizer, steps=config.epochs * len(loader))
-    average = make_average(config, model, steps=config.epochs * len(loader))
+        model = MLP(config.hidden, config.activation, config.batch_norm, config.dropout).to(device)
+        finished = MLP(**model.options).to(device).eval()
+        loader = make_training_loader(config, train, transform, shuffle)
+    loss_function = nn.CrossEntropyLoss(reduction="none")
+    make_optimizer = OPTIMIZERS[config.optimizer]
+    optimizer = make_optimizer(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    steps = config.epochs * len(loader)
+    scheduler = OneCycleLR(optimizer, config.learning_rate, steps) if config.one_cycle else None
     for number in range(1, config.epochs + 1):
         start = time.perf_counter()
-        # A stop in the middle of PyTorch's own switching would leave gradients off for the whole session.
-        with torch.enable_grad():
-            with torch.random.fork_rng(devices=[]):  # dropout draws from here; nobody else's numbers move
-                torch.manual_seed(config.seed * 1000 + number)
-                losses = train_epoch(model, loader, loss_function, optimizer, device, scheduler, average)
-            if not all(numbers.isfinite().all() for numbers in (losses, *model.parameters())):
-                raise TrainingError(
-                    f"the loss or the weights stopped being numbers in epoch {number} with learning rate "
-                    f"{config.learning_rate:g} and batch size {config.batch_size}: try a rate ten times lower"
-                )
-            if config.practice < 1:
-                loader.sampler.sampler.update(losses)
-            candidate = average.module if average else model
-            result = evaluate(candidate, make_loader(validation, 1000), device) if validation else None
-        finished.load_state_dict(candidate.state_dict())  # last of all: a stop before leaves the old one
-        yield Epoch(
-            number=number,
-            train_loss=losses.mean().item(),
-            validation_loss=result.loss if result else math.nan,
-            validation_accuracy=result.accuracy if result else math.nan,
-            learning_rate=optimizer.param_groups[0]["lr"],
-            seconds=time.perf_counter() - start,
-            model=finished,
-        )
+        # Dropout draws from torch's common generators: they are seeded here, and nobody else's numbers move.
+        # Gradients are on in here, and afterwards as before, even if a stop hits PyTorch's own switching.
+        with torch.random.fork_rng(cards), torch.inference_mode(False):
+            torch.manual_seed(config.seed * 1000 + number)
+            losses = train_epoch(model, loader, loss_function, optimizer, scheduler)
+        if not all(numbers.isfinite().all() for numbers in (losses, *model.parameters())):
+            where = f"epoch {number} (learning rate {config.learning_rate:g}, batch size {config.batch_size})"
+            raise TrainingError(f"loss or weights stopped being numbers in {where}: try a tenth of the rate")
+        if config.hard_fraction < 1:
+            loader.sampler.update(losses)
+        result = evaluate(model, make_loader(validation, 1000, transform=transform)) if validation else None
+        finished.load_state_dict(model.state_dict())  # last of all: a stop before leaves the old one
+        rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - start
+        loss, accuracy = (result.loss, result.accuracy) if result else (math.nan, math.nan)
+        yield Epoch(number, losses.mean().item(), loss, accuracy, rate, seconds, finished)
 
 
-def final_accuracy(config: Config, train: Digits, validation: Digits, device="cpu", **how) -> float:
-    """Validation accuracy after the last epoch of a `fit`, or that of a blind guess where training failed."""
-    try:
-        *_, last = fit(config, train, validation, device, **how)
-        return last.validation_accuracy
-    except TrainingError:
-        return 1 / NUM_CLASSES
-
-
-def make_training_loader(
-    config: Config, train: Digits, transform=TRANSFORM, shuffle: bool = True
-) -> DataLoader:
+def make_training_loader(config: Config, train: Digits, transform=TRANSFORM, shuffle=True) -> DataLoader:
     """The loader that `fit` trains from: digits warped, and hard ones more often, where `config` says so."""
-    if config.warp:
-        steps = config.epochs * math.ceil(len(train) * config.practice / config.batch_size)
-        warp = RandomWarp(config.warp, fade=config.warp_fade, steps=steps, seed=config.seed)
+    device = train.images.device
+    generator = torch.Generator(device).manual_seed(config.seed)
+    sampler = BatchSampler(len(train), config.batch_size, generator if shuffle else None, device)
+    if config.hard_fraction < 1:
+        sampler = HardDigits(len(train), config.hard_fraction, config.batch_size, generator)
+    sampler.drop_single = True
+    if config.augmentation:
+        fading = {"fade": config.augmentation_fade, "steps": config.epochs * len(sampler)}
+        warp = RandomWarp(config.augmentation, seed=config.seed, device=device, **fading)
         transform = v2.Compose([warp, transform])
-    order = None
-    if config.practice < 1:
-        order = HardDigits(len(train), config.practice, torch.Generator().manual_seed(config.seed))
-    return make_loader(train, config.batch_size, shuffle, config.seed, transform, order)
-
-
-def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that `config` names; weight decay acts on weight matrices only, not on biases."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.learning_rate, momentum=0.9, nesterov=True)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, config.learning_rate, fused=True)
-
-
-def make_scheduler(config: Config, optimizer, steps: int):
-    """What moves the learning rate after each of `steps` steps, or None where it is constant."""
-    if config.schedule == "one-cycle":  # Smith and Topin 2018: warm up, then anneal to almost nothing
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, steps)
-    return None
-
-
-def make_average(config: Config, model: nn.Module, steps: int) -> AveragedModel | None:
-    """The moving average of the weights (Polyak and Juditsky 1992), or None where it is not wanted.
-
-    It looks back over `config.averaging` of all `steps`, and over less at the start of the training.
-    """
-    if not config.averaging:
-        return None
-
-    def blend(averaged: list[Tensor], current: list[Tensor], count: Tensor):
-        weight = min(1.0, max(1 / (config.averaging * steps), 1 / (1 + count / 10)))
-        for kept, new in zip(averaged, current, strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(new, float(weight))
-
-    return AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
+    return make_loader(train, config.batch_size, transform=transform, sampler=sampler)

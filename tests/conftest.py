@@ -7,6 +7,9 @@ import socket
 import struct
 from pathlib import Path
 
+import mnist_helpers  # noqa: F401  (before torch: it sets how torch's threads wait)
+
+# isort: split
 import pytest
 import torch
 from IPython.core.displaypub import CapturingDisplayPublisher

@@ -16,12 +16,11 @@ from IPython.display import Markdown
 from optuna.distributions import FloatDistribution
 from torch import nn
 
-from mnist_helpers import live, recipes
+from mnist_helpers import augment, live
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.live import describe_epoch, show_source, show_table, watch, watch_study
-from mnist_helpers.runs import list_runs
 from mnist_helpers.training import Config, Epoch, fit
-from mnist_helpers.tuning import run_study
+from mnist_helpers.tuning import open_study, record_run, run_study
 
 SMALL = Config(hidden=(8,), epochs=2, batch_size=50)
 
@@ -117,12 +116,23 @@ def test_nothing_is_trained_before_the_loop(screen, no_pictures):
     assert screen.bundles == []
 
 
-def test_final_text_has_one_line_for_each_epoch(screen, no_pictures):
-    list(watch(train(12), 12, "Baseline"))
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (1, [1]),
+        (12, list(range(1, 13))),
+        (24, [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24]),
+        (29, [1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29]),
+        (300, [1, 2, 3, 25, 50, 75, 100, 125, 150, 175, 200, 225, 250, 275, 300]),
+    ],
+)
+def test_final_text_has_a_line_for_each_epoch_or_a_dozen_of_many(screen, no_pictures, count, shown):
+    list(watch(train(count), count, "Baseline"))
     heading, *lines = screen.last["text/plain"].splitlines()
-    assert heading.startswith("Baseline: 99.17% ")
-    assert "12 epochs" in heading
-    assert lines == [describe_epoch(make_epoch(number)) for number in range(1, 13)]
+    assert heading.startswith(
+        f"Baseline: {1 - 0.1 / count:.2%} of the validation digits right after {count} epochs"
+    )
+    assert lines == [describe_epoch(make_epoch(number)) for number in shown]
     assert "stopped" not in heading
 
 
@@ -146,10 +156,9 @@ def test_progress_is_shown_from_the_start(clock):
     next(watched)
     first, second = clock.bundles
     assert '<progress value="0" max="4">' in first["text/html"]
-    assert "first epoch" in first["text/plain"]
+    assert first["text/plain"] == "Baseline: 0/4 epochs"
     assert '<progress value="1" max="4">' in second["text/html"]
     assert second["text/plain"] == "Baseline: 1/4 epochs, 3 s left"
-    assert describe_epoch(make_epoch(1)) in second["text/html"]
     for bundle in (first, second):
         data = re.search(r'src="data:image/png;base64,([^"]+)"', bundle["text/html"]).group(1)
         assert is_png(base64.b64decode(data))
@@ -186,7 +195,8 @@ def test_stop_button_ends_the_loop_and_keeps_the_epochs(screen, no_pictures, com
         seen.append(epoch.number)
     assert seen == list(range(1, complete + 1))
     heading, *lines = screen.last["text/plain"].splitlines()
-    assert f"stopped: the model of epoch {complete} is kept" in heading
+    assert f"{complete} epochs in " in heading
+    assert heading.endswith("stopped: the model of the last complete epoch is kept")
     assert len(lines) == complete
 
 
@@ -247,29 +257,17 @@ def test_description_of_an_epoch():
     ]
 
 
-def make_study(count: int, accuracy: float = 0.9) -> optuna.Study:
-    """A study in memory whose trials end with `accuracy`, one point more each."""
+def make_study(count: int) -> optuna.Study:
+    """A study in memory whose `count` trials have 90%, 91% and so on, and the reader a run with 99.9%."""
     study = optuna.create_study(direction="maximize")
     for number in range(count):
-        value = accuracy + number / 100
-        study.add_trial(
-            optuna.trial.create_trial(
-                value=value, intermediate_values={1: value}, user_attrs={"knobs": {}, "seconds": 1.0}
-            )
-        )
+        study.add_trial(optuna.trial.create_trial(value=0.9 + number / 100))
+    record_run(study, SMALL, [make_epoch(100)])
     return study
 
 
-@pytest.fixture
-def quiet():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    yield
-    optuna.logging.set_verbosity(before)
-
-
 def grow(*counts: int, then=None, screen: Screen | None = None):
-    """The same study after each of `counts` trials, ten seconds for each step."""
+    """The study after each of `counts` trials, ten seconds for each step."""
     for step, count in enumerate(counts):
         if screen is not None and step:
             screen.clock += 10
@@ -278,54 +276,78 @@ def grow(*counts: int, then=None, screen: Screen | None = None):
         raise then
 
 
-@pytest.mark.usefixtures("quiet")
+@pytest.fixture(autouse=True)
+def quiet():
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    yield
+    optuna.logging.set_verbosity(before)
+
+
 def test_study_is_handed_on_with_progress_and_the_best(clock):
-    studies = list(grow(0, 1, 2, 3))
-
-    def ticking():
-        for study in studies:
-            yield study
-            clock.clock += 10
-
-    assert list(watch_study(ticking(), 3)) == studies
-    _, start, first, second, third, final = clock.bundles
-    assert "0/3 trials" in start["text/plain"]
-    assert first["text/plain"] == "1/3 trials in 10 s, 20 s left; best so far: trial 0, 90.00%"
-    assert second["text/plain"] == "2/3 trials in 20 s, 10 s left; best so far: trial 1, 91.00%"
+    studies = []
+    for study in watch_study(grow(0, 1, 2, 3, screen=clock), 3):
+        studies.append(study)
+    assert [len(study.trials) for study in studies] == [1, 2, 3, 4]
+    start, first, second, third, final = clock.bundles
+    assert start["text/plain"] == "0/3 trials in 0 s"
+    assert first["text/plain"] == "1/3 trials in 10 s, 20 s left; the best so far: trial 0 with 90.00%"
+    assert second["text/plain"] == "2/3 trials in 20 s, 10 s left; the best so far: trial 1 with 91.00%"
     assert '<progress value="2" max="3">' in second["text/html"]
-    assert third["text/plain"] == final["text/plain"]
-    assert final == {"text/plain": "3/3 trials in 30 s; best so far: trial 2, 92.00%"}  # no bar is saved
+    assert second["text/plain"] in second["text/html"]
+    assert '<progress value="3" max="3">' in third["text/html"]
+    assert final == {
+        "text/plain": "3/3 trials in 30 s; the best so far: trial 2 with 92.00%"
+    }  # no bar is saved
 
 
-@pytest.mark.usefixtures("quiet")
 def test_study_that_goes_on_counts_only_its_new_trials(clock):
     """Twenty trials were there before: the time left goes by the two new ones."""
-    list(watch_study(grow(20, 21, 22, screen=clock), 30))
-    assert "22/30 trials in 20 s, 80 s left" in clock.last["text/plain"]
+    texts = []
+    for _ in watch_study(grow(20, 21, 22, screen=clock), 30):
+        texts.append(clock.last["text/plain"])
+    assert texts[-1].startswith("22/30 trials in 20 s, 80 s left; ")
 
 
-@pytest.mark.usefixtures("quiet")
+def test_finished_study_is_shown(clock):
+    list(watch_study(grow(2), 2))
+    assert clock.last == {"text/plain": "2/2 trials in 0 s; the best so far: trial 1 with 91.00%"}
+
+
 def test_stop_button_in_a_study(clock):
     assert len(list(watch_study(grow(0, 1, 2, then=KeyboardInterrupt()), 10))) == 3
-    assert clock.last["text/plain"].startswith("2/10 trials")
-    assert clock.last["text/plain"].endswith("stopped: all finished trials are kept")
+    assert clock.last["text/plain"].startswith("2/10 trials in 0 s, stopped: all finished trials are kept; ")
+    assert set(clock.last) == {"text/plain"}
 
 
-@pytest.mark.usefixtures("quiet")
 def test_failure_of_a_study_is_not_swallowed(clock):
     with pytest.raises(RuntimeError, match="database"):
         list(watch_study(grow(0, 1, then=RuntimeError("database is gone")), 10))
     assert clock.last["text/plain"].startswith("1/10 trials")
 
 
-def test_real_study(screen, tmp_path):
-    digits = make_toy_digits(60)
+def test_stop_button_in_a_real_study(screen, monkeypatch, tmp_path):
+    """Stopped in the second trial: the first is kept, and the study can go on."""
+    import mnist_helpers.tuning as tuning
+
+    digits, calls = make_toy_digits(60), []
+
+    def stop_in_second(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(*args)
+
+    monkeypatch.setattr(tuning, "fit", stop_in_second)
     space = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}
-    studies = run_study(digits, digits, 2, f"sqlite:///{tmp_path}/study.db", space=space, base=SMALL)
-    *_, study = watch_study(studies, 2)
-    best = list_runs(study)[0]
+    study = open_study(digits, digits, f"sqlite:///{tmp_path}/study.db", space, SMALL)
+    list(watch_study(run_study(study, digits, digits, 2), 2))
+    assert screen.last["text/plain"].startswith("1/2 trials")
+    assert "stopped" in screen.last["text/plain"]
+    list(watch_study(run_study(study, digits, digits, 2), 2))
     assert screen.last["text/plain"].startswith("2/2 trials")
-    assert screen.last["text/plain"].endswith(f"best so far: {best.name}, {best.accuracy:.2%}")
+    best = study.best_trial
+    assert screen.last["text/plain"].endswith(f"the best so far: trial {best.number} with {best.value:.2%}")
 
 
 def read_table(table: Markdown) -> list[list[str]]:
@@ -355,11 +377,9 @@ def test_source_is_shown_as_one_block_of_python():
     both = read(describe_epoch, Config)
     assert both.startswith("def describe_epoch(")
     assert "\n\n\n@dataclass(frozen=True)\nclass Config:" in both
-    assert both.rstrip().endswith('object.__setattr__(self, "hidden", tuple(self.hidden))')
+    assert both.rstrip().endswith("object.__setattr__(self, name, value)")
     code = compile(read(describe_epoch), "shown", "exec")  # what is shown is code that runs
     names = {"Epoch": Epoch, "isnan": math.isnan}
     exec(code, names)
     assert names["describe_epoch"](make_epoch(3)) == describe_epoch(make_epoch(3))
-    module = read(recipes)  # a whole module can be shown too
-    assert "FINAL = Config(" in module
-    assert "FAST = replace(" in module
+    assert "class RandomWarp" in read(augment)  # a whole module can be shown too

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 from PIL import Image
 from scipy import ndimage
 
-from mnist_helpers.picture import normalise_picture, open_picture
-from mnist_helpers.reading import PictureError
+from mnist_helpers.data import TRANSFORM
+from mnist_helpers.handwriting.picture import PictureError, find_sheet, normalise_picture, open_picture
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def as_floats(pixels) -> np.ndarray:
     return pixels.numpy().astype(float)
 
 
-def assert_same_digit(first, second, tolerance=18.0):  # two different digits differ by about 40
+def assert_same_digit(first, second, tolerance=18.0, name=""):  # two different digits differ by about 40
     difference = np.abs(as_floats(first) - as_floats(second)).mean()
-    assert difference < tolerance, f"mean difference {difference:.1f} of 255"
+    assert difference < tolerance, f"{name} mean difference {difference:.1f} of 255"
 
 
 def save(image: Image.Image, kind: str, **options) -> Image.Image:
@@ -177,16 +177,157 @@ def test_what_is_no_digit_is_refused_with_the_reason(seven):
         normalise_picture(two)
     grid = np.full((100, 100), 255, np.uint8)
     grid[20:80:15, 20:80] = grid[20:80, 20:80:15] = 0
-    with pytest.raises(PictureError, match="tangled"):
+    with pytest.raises(PictureError, match=r"tangled|several"):
         normalise_picture(grid)
     line = np.full((100, 200), 255, np.uint8)
     line[45:55, 20:180] = 0
-    with pytest.raises(PictureError, match="too wide"):
+    with pytest.raises(PictureError, match="or too wide"):
         normalise_picture(line)
     blot = np.full((100, 100), 255, np.uint8)
     blot[35:65, 35:65] = 0
     with pytest.raises(PictureError, match="blot"):
         normalise_picture(blot)
+
+
+def draw_page(digit, height=300, width=240, paper=230.0):
+    """A page with `digit` (dark on white, uint8) in its middle, as floats."""
+    page = np.full((height, width), paper)
+    top, left = (height - digit.shape[0]) // 2, (width - digit.shape[1]) // 2
+    page[top : top + digit.shape[0], left : left + digit.shape[1]] *= digit / 255
+    return page
+
+
+def turn(page, degrees, fill):
+    image = Image.fromarray(page.astype(np.uint8))
+    return np.asarray(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=fill)).astype(float)
+
+
+@pytest.mark.parametrize("degrees", [0, 2, 8])
+@pytest.mark.parametrize("thickness", [2, 12])
+def test_box_around_the_digit_is_removed(seven, degrees, thickness):
+    page = np.full((300, 260), 230.0)
+    page[40:260, 40:220] = 40
+    page[40 + thickness : 260 - thickness, 40 + thickness : 220 - thickness] = 230
+    digit = draw_page(seven, 300, 260)
+    boxed = np.minimum(turn(page, degrees, 230), digit)
+    assert_same_digit(normalise_picture(boxed), normalise_picture(digit), 10)
+
+
+@pytest.mark.parametrize("below", [-8, -1, 12])  # across the foot of the digit, touching it, apart
+def test_writing_line_is_removed(seven, below):
+    page = draw_page(seven)
+    wanted, foot = normalise_picture(page), np.flatnonzero((page < 100).any(axis=1))[-1]
+    page[foot + below : foot + below + 4] = 40
+    assert_same_digit(normalise_picture(page), wanted, 30)  # it may lie a pixel higher
+
+
+@pytest.mark.parametrize("digit", ["7", "2", "4"])
+def test_bars_of_a_digit_are_no_printed_lines(digit):
+    """Long, straight and thin, too, but they do not stick out of the digit on both sides."""
+    page = np.full((140, 120), 255, np.uint8)
+    strokes = {
+        "7": [(20, 20, 24, 100)],
+        "2": [(20, 30, 24, 100), (116, 30, 120, 104)],
+        "4": [(80, 20, 84, 104), (20, 78, 120, 82)],
+    }[digit]
+    for top, left, bottom, right in strokes:
+        page[top:bottom, left:right] = 0
+    slope = {"7": (20, 100, 120, 60), "2": (20, 100, 120, 30), "4": (20, 60, 84, 20)}[digit]
+    for step in np.linspace(0, 1, 300):
+        row, column = np.add(slope[:2], step * np.subtract(slope[2:], slope[:2])).round().astype(int)
+        page[row : row + 4, column - 2 : column + 2] = 0
+    pixels = as_floats(normalise_picture(page)) / 255
+    for top, left, bottom, right in strokes:
+        scale, wide = 20 / 100, right - left > bottom - top
+        length = (right - left if wide else bottom - top) * scale
+        assert pixels.sum(axis=int(wide)).max() > 0.6 * length, "a bar is gone"
+
+
+@pytest.mark.parametrize("degrees", [0, 15])
+@pytest.mark.parametrize("table", [60, 140])
+def test_sheet_on_a_table_is_found(seven, degrees, table):
+    page = draw_page(seven)
+    paper, inside = np.full((2, 520, 480), float(table))
+    paper[110:410, 120:360], inside[110:410, 120:360] = page, 255
+    picture = np.where(turn(inside, degrees, 0) > 250, turn(paper, degrees, table), table)
+    wanted = normalise_picture(turn(page, degrees, 230))
+    assert_same_digit(normalise_picture(picture), wanted, 8)
+
+
+def test_patch_of_light_is_no_sheet(seven):
+    """The digit lies in the shade, beside a brighter rectangle that might be a sheet on a table."""
+    page = draw_page(np.kron(seven, np.ones((2, 2))), 300, 400) * 0.72
+    wanted = normalise_picture(page)
+    page[60:240, 10:120] /= 0.72
+    assert find_sheet((page / 255).astype(np.float32)) is not None
+    assert_same_digit(normalise_picture(page), wanted, 5)
+
+
+@pytest.mark.parametrize("hole", [8, 18])
+def test_hole_of_a_bold_digit_is_no_ink(hole):
+    """A bold 0, dark or light, with paper around and cropped: nor is it a sheet of paper."""
+    y, x = np.mgrid[:120, :120] - 59.5
+    ring = (np.hypot(x / 0.8, y) < 50) & (np.hypot(x / 0.8, y) > hole)
+    for picture in (ring, ~ring, ring[10:110, 20:100], ~ring[10:110, 20:100]):
+        pixels = normalise_picture(picture)
+        assert pixels[14, 14] < 128, "the hole was read"
+        assert (pixels[14] > 128).sum() > 5
+
+
+@pytest.mark.parametrize("contrast", [0.2, 0.8])
+@pytest.mark.parametrize("side", range(4))
+def test_strokes_that_touch_the_border_are_kept(seven, side, contrast):
+    rows, columns = (np.flatnonzero((seven < 100).any(axis=axis)) for axis in (1, 0))
+    margins = np.full(4, 15)
+    margins[side] = 0
+    page = np.pad(seven[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 15, constant_values=255)
+    top, bottom, left, right = 15 - margins
+    page = page[top : page.shape[0] - bottom, left : page.shape[1] - right]
+    page = 240 * (1 - contrast * (255 - page.astype(float)) / 235)
+    assert_same_digit(normalise_picture(page), normalise_picture(seven), 5)
+
+
+def test_neighbour_cut_off_by_the_border_is_dropped(seven):
+    page = draw_page(seven, 120, 100)
+    wanted = normalise_picture(page)
+    page[50:55, 80:] = 40
+    assert_same_digit(normalise_picture(page), wanted, 5)
+
+
+def test_two_digits_of_which_one_touches_the_border_are_refused(seven):
+    page = np.concatenate([draw_page(seven, 120, 80), draw_page(seven, 120, 80)[:, :45]], axis=1)
+    with pytest.raises(PictureError, match="cut out one digit"):
+        normalise_picture(page)
+
+
+def test_gaps_narrower_than_a_stroke_are_bridged(seven):
+    broken = seven.copy()
+    broken[40:43] = broken[52:55] = 255
+    whole, pixels = normalise_picture(seven), normalise_picture(broken)
+    assert ndimage.label(pixels > 60, np.ones((3, 3)))[1] == 1
+    assert as_floats(pixels).sum() == pytest.approx(as_floats(whole).sum(), rel=0.2)
+
+
+def test_dotted_line_is_one_stroke():
+    page = np.full((130, 90), 255, np.uint8)
+    for place in np.linspace(0, 1, 10):
+        for row, column in ((12, 10 + 58 * place), (12 + 96 * place, 68 - 40 * place)):
+            page[int(row) : int(row) + 6, int(column) : int(column) + 6] = 0
+    pixels = normalise_picture(page)
+    assert ndimage.label(pixels > 60, np.ones((3, 3)))[1] == 1
+
+
+def test_eight_may_be_long_and_round():
+    """Two thin circles, one above the other: no tangle."""
+    y, x = np.mgrid[:200, :200] - 100.0
+    rings = [np.abs(np.hypot(x / 1.5, y - middle) - 40) < 2.5 for middle in (-40, 40)]
+    assert normalise_picture(~np.any(rings, axis=0)).max() > 200
+
+
+def test_page_full_of_digits_is_refused_for_what_it_is(mnist):
+    small = 255 - mnist[1].images[:800].view(20, 40, 28, 28).permute(0, 2, 1, 3).reshape(560, 1120)
+    with pytest.raises(PictureError, match=r"several|too faint or small"):
+        normalise_picture(Image.fromarray(small.numpy()).resize((4480, 2240)))
 
 
 def test_unreadable_files_are_refused_by_name(tmp_path, seven):
@@ -204,7 +345,7 @@ def test_unreadable_files_are_refused_by_name(tmp_path, seven):
 
 
 @pytest.mark.parametrize(
-    "source", [None, 7, "\0", np.zeros(784), np.zeros((0, 5)), np.zeros((9, 9, 9, 9)), [[1, 2], [3]], [["a"]]]
+    "source", [None, 7, "\0", np.zeros(700), np.zeros((0, 5)), np.zeros((9, 9, 9, 9)), [[1, 2], [3]], [["a"]]]
 )
 def test_what_is_no_picture_is_refused(source):
     with pytest.raises(PictureError):
@@ -214,8 +355,65 @@ def test_what_is_no_picture_is_refused(source):
 def test_values_that_are_not_finite_are_refused(seven):
     broken = seven / 255
     broken[3, 3] = np.nan
-    with pytest.raises(PictureError, match="not finite"):
+    with pytest.raises(PictureError, match="finite numbers"):
         open_picture(broken)
+
+
+def test_floats_of_every_usual_scale_are_read(mnist):
+    """A digit as `TRANSFORM` gives it, floats a hair above 1, bicubic results that overshoot, and masks."""
+    digit = mnist[1].images[7]
+    grey = digit.float() / 255
+    enlarged = Image.fromarray(digit.numpy()).resize((140, 140), Image.Resampling.NEAREST)
+    smooth = np.asarray(Image.fromarray(grey.numpy()).resize((140, 140), Image.Resampling.BICUBIC))
+    assert smooth.min() < 0
+    assert smooth.max() > 1
+    mask = (np.asarray(enlarged) > 100).astype(np.uint8)
+    sources = {
+        "TRANSFORM [1, 784]": TRANSFORM(digit),
+        "TRANSFORM [784]": TRANSFORM(digit)[0],
+        "TRANSFORM [28, 28]": TRANSFORM(digit).view(28, 28),
+        "above 1": grey * 1.0000002,
+        "overshoots": smooth,
+        "overshoots, 0..255": smooth * 255,
+        "-1..1": grey * 2 - 1,
+        "mask of 0 and 1": mask,
+        "mask of 0 and 1, int64": mask.astype(np.int64),
+    }
+    for name, source in sources.items():
+        assert_same_digit(normalise_picture(source), digit, 20, name)
+    assert open_picture(smooth).getextrema()[0] == (0, 255), "overshoot was taken for another scale"
+
+
+def test_batch_is_refused_by_name(mnist):
+    images = mnist[1].images
+    for batch in (images[3:6], images[3:7], images[3:9], images[3:6, None], images[3:6].float() / 255):
+        with pytest.raises(PictureError, match=f"batch of {len(batch)}"):
+            normalise_picture(batch)
+    colours = images[3].expand(3, 28, 28)  # but the same thing three times is grey in colours
+    assert torch.equal(normalise_picture(colours), images[3])
+    assert torch.equal(normalise_picture(images[3:4]), images[3])
+
+
+def test_content_of_a_file_is_read_like_the_file(seven, tmp_path):
+    path = tmp_path / "seven.png"
+    Image.fromarray(seven).save(path)
+    content, wanted = path.read_bytes(), normalise_picture(seven)
+    with path.open("rb") as opened:
+        for source in (path, str(path), content, bytearray(content), io.BytesIO(content), opened):
+            assert torch.equal(normalise_picture(source), wanted)
+    with pytest.raises(PictureError, match=r"the picture cannot be read .*save it anew"):
+        normalise_picture(content[:50])
+
+
+def test_huge_pictures_are_read_or_refused_for_their_size(seven, tmp_path, monkeypatch):
+    """Pillow warns of more than 89 megapixels and refuses twice as many: here, 3,000 and 6,000 pixels."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    path = tmp_path / "huge.png"
+    Image.fromarray(seven).save(path)
+    assert torch.equal(normalise_picture(path), normalise_picture(seven))
+    Image.fromarray(np.pad(seven, 20, mode="edge")).save(path)
+    with pytest.raises(PictureError, match=r"huge\.png has too many megapixels"):
+        normalise_picture(path)
 
 
 def test_twelve_megapixels_take_less_than_a_second(seven):
@@ -228,7 +426,7 @@ def test_twelve_megapixels_take_less_than_a_second(seven):
     assert_same_digit(pixels, normalise_picture(seven))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_array_gives_a_picture_or_a_reason(data):
     shape = data.draw(array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=64))
@@ -241,7 +439,7 @@ def test_any_array_gives_a_picture_or_a_reason(data):
     assert pixels.max() > 0
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     height=st.integers(1, 64),
     width=st.integers(1, 64),

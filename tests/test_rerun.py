@@ -15,11 +15,10 @@ BOOK = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
 CELLS = [cell.id for cell in BOOK.cells if cell.cell_type == "code"]
 OFFLINE = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}  # where nothing answers
 
-# No time passes, so that no output tells seconds, and the run that 4.3 records replaces its own earlier one.
-FROZEN_CLOCK = "\nimport time\ntime.perf_counter, time.time_ns = lambda: 1.0, lambda: 1"
+FROZEN_CLOCK = "\nimport time\ntime.perf_counter = lambda: 1.0"  # so that no output tells seconds
 
-# When section 4 is run again, these show also the run that its end, 4.3, has added to the study.
-GROWING = {"study-table", "study-curves", "study-knobs", "study-seconds"}
+# Whenever section 4 is run again, these show one more run of the reader's own, which 4.3 has recorded.
+GROWING = {"runs", "study-plot", "mine", "checklist"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def shown(tmp_path_factory) -> dict[str, list]:
         for index in [index for number in range(1, 6) for index in sections[number]]:
             run(index)
             run(index)
-        for number in (4, 3, 2, 5):  # 5 comes after 3 and 2, which train other networks than 4
+        for number in (3, 4, 2, 5):  # 4 and 5 use what 3 has trained
             for index in sections[1] + sections[number]:
                 run(index)
     return results
@@ -72,7 +71,7 @@ def describe_output(output: nbformat.NotebookNode) -> str:
 def test_cell_run_twice_in_a_row(shown, cell):
     first, second, *_ = shown[cell]
     assert "error" not in [output.split()[0] for output in first]
-    assert second == first
+    assert second == first or cell in GROWING
 
 
 @pytest.mark.parametrize("cell", CELLS)

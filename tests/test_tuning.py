@@ -1,40 +1,48 @@
-"""The search for knobs: reproducible, resumable, shared, honest about failures, blind to test digits."""
+"""The search for hyperparameters: reproducible, shared, honest about failures, and kept whatever happens."""
 
 import inspect
-import os
+import math
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import optuna
 import pytest
 import torch
+from conftest import make_toy_digits
+from matplotlib.colors import to_hex
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
-from mnist_helpers import runs, studies, tuning
-from mnist_helpers.config import Config
-from mnist_helpers.data import PROJECT_ROOT, Digits, load_offline_digits, split_digits
-from mnist_helpers.model import MLP
-from mnist_helpers.runs import Run, describe_progress, describe_run, list_runs, record_run
-from mnist_helpers.training import Epoch, fit
-from mnist_helpers.tuning_plots import (
-    RunsTable,
-    plot_importance,
-    plot_knobs,
-    plot_runs,
-    plot_seconds,
-    runs_table,
+from mnist_helpers import tuning
+from mnist_helpers.data import PROJECT_ROOT, Digits
+from mnist_helpers.model import ACTIVATIONS, MLP
+from mnist_helpers.plots import BLUE, ORANGE
+from mnist_helpers.training import OPTIMIZERS, Config, Epoch, TrainingError, fit
+from mnist_helpers.tuning import (
+    StudyError,
+    best_config,
+    list_results,
+    list_runs,
+    make_config,
+    open_study,
+    plot_hyperparameters,
+    record_run,
+    run_study,
 )
 
-RATE = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}  # one knob, for made-up results
-WIDER = {"learning_rate": FloatDistribution(1e-3, 0.2, log=True)}
+RATE = {"learning_rate": FloatDistribution(1e-3, 1e-1, log=True)}  # one hyperparameter, for made-up results
 FIVE = Config(hidden=(8,), epochs=5)
+DIGITS = make_toy_digits(80), make_toy_digits(40, seed=1)
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +51,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[Digits, Digits]:
-    """240 digits to train on, 60 to judge by."""
-    return split_digits(load_offline_digits()[0][:300], fraction=1 / 5)
 
 
 @pytest.fixture
@@ -65,16 +67,23 @@ def storage(folder) -> str:
 
 
 @pytest.fixture
-def scripted(monkeypatch):
-    """Call it with a function (config, epoch number) -> accuracy, to stand for training; it may raise."""
+def project(folder, monkeypatch) -> Path:
+    """An empty project, whose folder `runs` is not there yet."""
+    monkeypatch.setattr(tuning, "PROJECT_ROOT", folder)
+    return folder
 
-    def install(accuracy):
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Call it with a function config -> accuracy, to stand for training; it may raise."""
+
+    def install(get_accuracy):
         calls = []
 
-        def make_epochs(config, train, validation, device):
-            for number in range(1, config.epochs + 1):
-                calls.append((config, number))
-                yield make_epoch(number, accuracy(config, number))
+        def make_epochs(config, train, validation):
+            calls.append(config)
+            accuracy = get_accuracy(config)
+            yield from make_history(accuracy, config.epochs)
 
         monkeypatch.setattr(tuning, "fit", make_epochs)
         return calls
@@ -82,400 +91,536 @@ def scripted(monkeypatch):
     return install
 
 
-def make_epoch(number: int, accuracy: float, seconds: float = 1.0) -> Epoch:
-    return Epoch(number, 0.1, 0.1, accuracy, 1e-3, seconds, MLP((1,)))
+def make_history(accuracy: float, epochs: int = 5, seconds: float = 1.0) -> list[Epoch]:
+    """The records of a training that gets better by a point each epoch, up to `accuracy`."""
+    gains = [accuracy - 0.01 * (epochs - number) for number in range(1, epochs + 1)]
+    return [Epoch(n, 0.1, 0.1, gain, 1e-3, seconds, MLP((1,))) for n, gain in enumerate(gains, start=1)]
 
 
-def search(digits, n_trials, storage, **options) -> optuna.Study:
-    *_, study = tuning.run_study(*digits, n_trials, storage, **options)
+def search(n_trials: int, storage: str | None, digits=DIGITS, **options) -> optuna.Study:
+    *_, study = run_study(open_study(*digits, storage, **options), *digits, n_trials)
     return study
 
 
-def get_facts(study) -> list:
-    return [(trial.params, trial.state, trial.intermediate_values) for trial in study.trials]
+def load(storage: str) -> optuna.Study:
+    """The only study there, as any tool of Optuna's opens it."""
+    database = optuna.storages.RDBStorage(storage, {"poolclass": NullPool})
+    return optuna.load_study(study_name=None, storage=database)
 
 
-def test_seeded_studies_repeat_and_a_resumed_one_goes_on_the_same_way(digits, folder):
-    whole = search(digits, 12, f"sqlite:///{folder}/whole.db")  # the sampler's model takes over after 8
+def get_facts(study, own: bool = False) -> list:
+    return [(trial.params, trial.value, trial.user_attrs["config"]) for trial in list_results(study, own)]
+
+
+def test_trials_repeat_and_a_resumed_study_goes_on_the_same_way(folder):
+    space = RATE | {"batch_size": IntDistribution(8, 64, log=True), "width": IntDistribution(2, 32, log=True)}
+    options = {"space": space, "base": Config(hidden=(8,), epochs=1)}
+    whole = search(9, f"sqlite:///{folder}/whole.db", **options)  # after 6 draws the estimator takes over
     torch.rand(7)  # somebody else's random numbers
-    search(digits, 5, f"sqlite:///{folder}/parts.db")
-    parts = search(digits, 12, f"sqlite:///{folder}/parts.db")
+    search(4, f"sqlite:///{folder}/parts.db", **options)
+    parts = search(9, f"sqlite:///{folder}/parts.db", **options)
     assert get_facts(whole) == get_facts(parts)
-    assert len({trial.params["learning_rate"] for trial in whole.trials}) == 12  # no draw is repeated
-    other = search(digits, 2, f"sqlite:///{folder}/whole.db", seed=1)
-    assert get_facts(other)[:2] != get_facts(whole)[:2]
+    assert len({trial.params["learning_rate"] for trial in whole.trials}) == 9  # no draw is repeated
+    other = search(2, f"sqlite:///{folder}/whole.db", seed=1, **options)
+    assert other.trials[0].params != whole.trials[0].params
+    assert best_config(other).seed == 1  # the trainings' too
 
-    best = list_runs(whole)[0]  # its accuracy is that of a training with its knobs
-    *_, last = fit(best.config, *digits)
-    assert best.accuracy == last.validation_accuracy == whole.best_value
-
-
-def test_finished_study_is_shown_at_once_and_a_larger_one_adds_the_missing(digits, storage, scripted):
-    calls = scripted(lambda config, number: 0.9)
-    states = [len(study.trials) for study in tuning.run_study(*digits, 3, storage, base=FIVE)]
-    assert states == [0, 1, 2, 3]  # it is handed on at the start and after each trial
-    trained = len(calls)
-    states = [len(study.trials) for study in tuning.run_study(*digits, 3, storage, base=FIVE)]
-    assert states == [3]
-    assert len(calls) == trained
-    assert [len(study.trials) for study in tuning.run_study(*digits, 5, storage, base=FIVE)] == [3, 4, 5]
+    *_, last = fit(best_config(whole), *DIGITS)
+    assert last.validation_accuracy == whole.best_value > 0.2
 
 
-def test_interrupted_study_loses_only_the_trial_in_hand(digits, storage, scripted, monkeypatch):
-    def interrupt(config, number):
-        if len(calls) == 8:  # in the middle of the second trial
+def test_search_learns_where_it_is_better(scripted, project):
+    """The last ten of 25 trials are better than the first six, which are drawn blindly."""
+
+    def get_accuracy(config):
+        rate, width = math.log10(config.learning_rate), math.log2(config.hidden[0])
+        return 0.9 + 0.01 * config.epochs - 0.02 * abs(rate + 2.4) - 0.01 * abs(width - 8)
+
+    scripted(get_accuracy)
+    values = [trial.value for trial in search(25, None).trials]
+    assert sum(values[-10:]) / 10 > sum(values[:6]) / 6 + 0.01
+
+
+def test_finished_study_trains_nothing_and_a_larger_one_adds_the_missing(storage, scripted):
+    calls = scripted(lambda config: 0.9)
+
+    def count(n_trials):
+        study = open_study(*DIGITS, storage, RATE, FIVE)
+        return [len(study.trials) for study in run_study(study, *DIGITS, n_trials)]
+
+    assert count(3) == [0, 1, 2, 3]  # it is handed on at the start and after each trial
+    assert count(3) == [3]
+    assert len(calls) == 3
+    assert count(5) == [3, 4, 5]
+
+
+def test_stopped_study_loses_only_the_trial_in_hand(storage, scripted):
+    def stop(config):
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return 0.9
 
-    calls = scripted(interrupt)
-    options = {"space": RATE, "base": FIVE}
+    calls = scripted(stop)
     with pytest.raises(KeyboardInterrupt):
-        search(digits, 3, storage, **options)
-    study = search(digits, 1, storage, **options)
-    assert [run.name for run in list_runs(study)] == ["trial 0"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        study.ask()  # as a worker leaves it that is killed before its first sign of life
-    monkeypatch.setattr(studies, "PATIENCE", 1)
-    study = search(digits, 3, storage, heartbeat=1, **options)
-    states = [trial.state.name for trial in study.trials]
-    assert states == ["COMPLETE", "FAIL", "FAIL", "COMPLETE", "COMPLETE"]
-    assert sorted(run.name for run in list_runs(study)) == ["trial 0", "trial 3", "trial 4"]
+        search(3, storage, space=RATE, base=FIVE)
+    study = search(3, storage, space=RATE, base=FIVE)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert sorted(list_runs(study)["run"]) == ["trial 0", "trial 2", "trial 3"]
 
 
-def test_whatever_changes_the_question_starts_its_own_study(digits, storage, scripted):
-    scripted(lambda config, number: 0.9)
-    train, validation = digits
-    spoilt = Digits(train.images.clone(), (train.labels + 1) % 10, train.name)
-    usual = {"space": RATE, "base": FIVE}
-    found = [
-        search(digits, 1, storage, **usual),
-        search(digits, 1, storage, **usual | {"space": WIDER}),
-        search(digits, 1, storage, **usual | {"base": replace(FIVE, dropout=0.1)}),
-        search(digits, 1, storage, seed=1, **usual),
-        search((spoilt, validation), 1, storage, **usual),
-        search((train, spoilt), 1, storage, **usual),
+def test_trial_of_a_killed_worker_is_made_up_for_without_waiting(storage, scripted):
+    scripted(lambda config: 0.9)
+    killed = open_study(*DIGITS, storage, RATE, FIVE)
+    killed.ask(RATE)  # and never told
+    study = search(2, storage, space=RATE, base=FIVE)
+    assert [trial.state.name for trial in study.trials] == ["RUNNING", "COMPLETE", "COMPLETE"]
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == 3
+    assert len(list_runs(study)) == 2
+
+
+def test_whatever_changes_the_question_starts_its_own_study(storage):
+    train, validation = DIGITS
+    spoilt = Digits(train.images, (train.labels + 1) % 10, train.name)
+    relabelled = Digits(validation.images, (validation.labels + 1) % 10, validation.name)
+    wider = {"learning_rate": FloatDistribution(1e-3, 0.2, log=True)}
+    questions = [
+        (train, validation, storage, RATE, FIVE),
+        (train, validation, storage, wider, FIVE),
+        (train, validation, storage, RATE, replace(FIVE, dropout=0.1)),
+        (train, validation, storage, RATE, FIVE, 1),
+        (spoilt, validation, storage, RATE, FIVE),
+        (train, relabelled, storage, RATE, FIVE),
+        (train[::2], validation, storage, RATE, FIVE),  # not contiguous in memory
+        (train[1::2], validation, storage, RATE, FIVE),
+        (train, validation[::2], storage, RATE, FIVE),
+        (train, Digits(255 - validation.images, validation.labels), storage, RATE, FIVE),
+        (Digits(255 - train.images, train.labels, train.name), validation, storage, RATE, FIVE),
     ]
-    assert len({study.study_name for study in found}) == 6
-    assert all(len(study.trials) == 1 for study in found)
-    again = search((train[:], validation[:]), 1, storage, **usual)  # equal digits, other objects
-    assert again.study_name == found[0].study_name
+    names = [open_study(*question).study_name for question in questions]
+    assert len(set(names)) == len(questions)
+    copies = [Digits(digits.images.clone(), digits.labels.clone(), digits.name) for digits in DIGITS]
+    assert open_study(*copies, storage, RATE, FIVE).study_name == names[0]
+
+
+def test_study_on_every_second_digit_runs(storage):
+    train, validation = DIGITS
+    study = search(1, storage, (train[::2], validation[::2]), space=RATE, base=replace(FIVE, epochs=1))
+    assert len(list_results(study)) == 1
 
 
 @pytest.mark.parametrize("fate", ["poisoned", "absent"])
-def test_choice_does_not_depend_on_test_digits(fate, storage, folder, monkeypatch):
-    train, test = load_offline_digits()
-    train = train[:300]
+def test_choice_does_not_depend_on_test_digits(fate, folder, monkeypatch, capsys):
+    test = make_toy_digits(50, seed=2)
     poisoned = Digits(test.images, (test.labels + 3) % 10) if fate == "poisoned" else None
     chosen = []
     for name, unseen in ("usual", test), (fate, poisoned):
-        monkeypatch.setattr(tuning, "load_offline_digits", lambda unseen=unseen: (train, unseen))
-        storage = f"sqlite:///{folder}/{name}.db"
-        tuning.main(["--data", "offline", "--trials", "4", "--storage", storage])
-        chosen.append(list_runs(search(split_digits(train), 4, storage))[0].config)
+        monkeypatch.setattr(tuning, "load_offline_digits", lambda unseen=unseen: (DIGITS[0], unseen))
+        tuning.main(["--data", "offline", "--trials", "2", "--storage", f"sqlite:///{folder}/{name}.db"])
+        chosen.append(capsys.readouterr().out.splitlines()[-1])
     assert chosen[0] == chosen[1]
-    assert not any("test" in name for name in inspect.signature(tuning.run_study).parameters)
+    assert chosen[0].startswith("Config(")
+    for function in open_study, run_study:
+        assert not any("test" in name for name in inspect.signature(function).parameters)
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "can't allocate memory"),
+        (TrainingError("the loss is not a number"), "the loss is not a number"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "can't allocate memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "CUDA out of memory"),
         (MemoryError(), "memory"),
-        (ValueError("a knob makes no sense"), "a knob makes no sense"),
     ],
 )
-def test_bad_trials_are_recorded_and_the_study_goes_on(digits, storage, scripted, error, reason):
-    def fail_at_first(config, number):
-        if len(calls) <= 1:
+def test_what_other_hyperparameters_could_cure_is_a_failed_trial(storage, scripted, error, reason):
+    def fail_at_first(config):
+        if len(calls) == 1:
             raise error
         return 0.5
 
     calls = scripted(fail_at_first)
-    study = search(digits, 3, storage, space=RATE, base=FIVE)
+    study = search(2, storage, space=RATE, base=FIVE)
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
-    worst = list_runs(study)[-1]
-    assert (worst.name, worst.state) == ("trial 0", "fail")
-    assert worst.reason.startswith("failed: ")
-    assert reason in worst.reason
-    assert worst.reason in repr(runs_table(study))
-
-
-def test_diverging_training_never_wins(digits, storage):
-    space = {"learning_rate": CategoricalDistribution([1e-3, 1e30])}
-    base = Config(hidden=(16,), batch_norm=False, optimizer="sgd", epochs=1)
-    runs = list_runs(search(digits, 6, storage, space=space, base=base))
-    assert {run.state for run in runs} == {"complete", "fail"}
-    for run in runs:
-        assert (run.state == "fail") == (run.knobs["learning_rate"] == 1e30)
-    assert "stopped being numbers in epoch 1" in runs[-1].reason
-
-
-def test_poor_trials_are_pruned_by_their_accuracy_alone(digits, storage, scripted):
-    calls = scripted(lambda config, number: 0.9 if len({c.learning_rate for c, _ in calls}) <= 4 else 0.2)
-    study = search(digits, 5, storage, space=RATE, base=FIVE)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4 + ["PRUNED"]
-    assert len(calls) == 4 * 5 + 1  # the last one was stopped after its first epoch
-    pruned = list_runs(study)[-1]
-    assert pruned.reason == "pruned after 1 of 5 epochs: 90.00% was wanted"
-    assert pruned.accuracies == (0.2,)
-
-
-def test_every_knob_of_the_search_reaches_the_training(digits, storage, scripted):
-    calls = scripted(lambda config, number: 0.9)
-    study = search(digits, 10, storage)
-    used = {config for config, _ in calls}
-    sought = tuning.SEARCH_SPACE.keys() - {"depth", "width", "taper"} | {"hidden"}
-    assert sought >= {"learning_rate", "batch_size", "epochs", "hidden"}
-    for knob in sought:
-        assert len({getattr(config, knob) for config in used}) > 1, knob
-    panels = {ax.get_xlabel() for ax in plot_knobs(study).axes if ax.axison}
-    assert panels >= {"learning rate", "batch size", "epochs", "hidden layers", "first width", "optimizer"}
-    for trial in study.trials:
-        values = trial.params
-        config = next(c for c in used if c.learning_rate == values["learning_rate"])
-        assert len(config.hidden) == values["depth"]
-        assert config.hidden[0] == values["width"]
-        assert all(b == a * values["taper"] for a, b in zip(config.hidden, config.hidden[1:], strict=False))
-
-
-def test_knobs_that_are_not_sought_stay_as_in_the_base():
-    base = Config(hidden=(512, 128), dropout=0.3)
-    assert Config(**tuning.make_knobs({"epochs": 2}, base)) == replace(base, epochs=2)
-    assert tuning.make_knobs({"depth": 3}, base)["hidden"] == [512, 512, 512]
-    assert tuning.make_knobs({"depth": 3, "width": 100, "taper": 0.5}, base)["hidden"] == [100, 50, 25]
-
-
-def test_workers_that_race_for_the_last_place_run_no_trial_too_many(digits, storage, scripted, monkeypatch):
-    calls = scripted(lambda config, number: 0.9)
-    monkeypatch.setattr(tuning, "wait_for_place", lambda *_: len(study.trials) < 4)  # both saw a free place
-    for study in tuning.run_study(*digits, 2, storage, space=RATE, base=FIVE):  # noqa: B007
-        pass
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"]
-    assert len(calls) == 2 * 5
-    assert len(list_runs(study)) == 2
-
-
-def test_worker_that_was_taken_for_dead_does_not_disturb(digits, storage, scripted):
-    def give_away(config, number):
-        if len(calls) == 3:  # the machine slept; meanwhile another worker has given up on its trial
-            study.tell(study.trials[-1].number, state=TrialState.FAIL)
-        return 0.9
-
-    calls = scripted(give_away)
-    for study in tuning.run_study(*digits, 2, storage, space=RATE, base=FIVE):  # noqa: B007
-        pass
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert [run.name for run in list_runs(study)] == ["trial 1", "trial 2"]
-
-
-def test_nothing_is_printed_nor_warned_of(digits, storage, scripted, capfd):
-    scripted(lambda config, number: 1 / 0 if config.dropout > 1 else 0.9)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        study = search(digits, 2, storage, space=RATE, base=FIVE)
-        plot_importance(study)
-    assert capfd.readouterr() == ("", "")
+    assert reason in study.trials[0].user_attrs["reason"]
+    worst = list_runs(study).iloc[-1]
+    assert worst["run"] == "trial 0"
+    assert math.isnan(worst["accuracy"])
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "error",
     [
-        ({"n_trials": 0}, "at least 1, got 0"),
-        ({"space": {"lr": FloatDistribution(0, 1)}}, "unknown knob lr .* choose from .*learning_rate"),
-        ({"space": {"hidden": IntDistribution(1, 2)}}, "unknown knob hidden .* choose from .*width"),
+        ValueError("seed must be a whole number"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        TypeError("unexpected keyword"),
     ],
 )
-def test_a_study_that_makes_no_sense_is_refused(digits, storage, options, message):
-    with pytest.raises(ValueError, match=message):
-        search(digits, **{"n_trials": 1, "storage": storage} | options)
+def test_any_other_error_ends_the_study_with_its_reason(storage, scripted, error):
+    def fail(config):
+        raise error
+
+    calls = scripted(fail)
+    with pytest.raises(type(error), match=str(error)):
+        search(3, storage, space=RATE, base=FIVE)
+    assert len(calls) == 1
+    (trial,) = open_study(*DIGITS, storage, RATE, FIVE).trials
+    assert trial.state == TrialState.FAIL  # not left as one that is still running
+
+
+def test_five_failures_in_a_row_end_the_study_with_their_reason(storage, scripted):
+    def fail(config):
+        if len(calls) != 5:  # the fifth works, and the count starts anew
+            raise TrainingError(f"not a number, call {len(calls)}")
+        return 0.5
+
+    calls = scripted(fail)
+    with pytest.raises(StudyError, match=r"5 trials in a row failed, .* not a number, call 10"):
+        search(3, storage, space=RATE, base=FIVE)
+    assert len(calls) == 4 + 1 + 5
+
+
+def test_no_validation_digits_end_the_study(storage):
+    with pytest.raises(ValueError, match="nan"):
+        search(2, storage, (DIGITS[0], DIGITS[1][:0]), space=RATE, base=replace(FIVE, epochs=1))
+
+
+def test_diverging_training_never_wins(storage):
+    space = {"learning_rate": CategoricalDistribution([1e-3, 1e9])}
+    base = Config(hidden=(16, 16, 16), batch_size=8, epochs=1)
+    study = search(3, storage, space=space, base=base)
+    runs = list_runs(study)
+    for trial in study.trials:
+        assert (trial.state == TrialState.FAIL) == (trial.params["learning_rate"] == 1e9)
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE", "FAIL"}
+    assert best_config(study).learning_rate == 1e-3
+    assert list(runs["accuracy"].isna()) == sorted(runs["accuracy"].isna())  # they come last
+
+
+def test_every_hyperparameter_of_the_search_reaches_the_training(storage, scripted):
+    calls = scripted(lambda config: 0.9)
+    study = search(8, storage)
+    for name in ("learning_rate", "batch_size", "epochs", "hidden", "augmentation"):
+        assert len({getattr(config, name) for config in calls}) > 1, name
+    for trial, config in zip(study.trials, calls, strict=True):
+        shape = (trial.params["width"],) * trial.params["depth"]
+        others = {name: trial.params[name] for name in trial.params.keys() - {"depth", "width"}}
+        assert config == replace(tuning.BASE, hidden=shape, **others)
+    panels = {ax.get_xlabel(): ax for ax in plot_hyperparameters(study).axes}
+    assert panels.keys() == {name.replace("_", " ") for name in tuning.SEARCH_SPACE}
+    assert all(tick == int(tick) for tick in panels["depth"].get_xticks())
+
+
+def test_what_is_not_sought_stays_as_in_the_base():
+    base = Config(hidden=(512, 128), dropout=0.3)
+    assert make_config({"epochs": 2}, base) == replace(base, epochs=2)
+    assert make_config({"depth": 3, "width": 100}, base) == replace(base, hidden=(100, 100, 100))
+    linear = Config(hidden=())
+    assert make_config({"epochs": 2}, linear).hidden == ()
+
+
+def test_study_without_hidden_layers_runs(storage, scripted):
+    scripted(lambda config: 0.9)
+    study = search(2, storage, base=Config(hidden=()), space=RATE)
+    assert list(list_runs(study)["hidden"]) == ["none", "none"]
+
+
+def test_seed_that_makes_no_sense_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"seed must be .* got -1"):
+        open_study(*DIGITS, seed=-1)
+
+
+def test_own_runs_neither_count_nor_change_the_search(folder, scripted):
+    scripted(lambda config: 1 - config.learning_rate)
+    alone = search(10, f"sqlite:///{folder}/alone.db")
+    study = search(4, f"sqlite:///{folder}/study.db")
+    record_run(study, Config(), make_history(0.9999))
+    study = search(8, f"sqlite:///{folder}/study.db")
+    record_run(study, Config(hidden=(3, 2)), make_history(0.9999))
+    study = search(10, f"sqlite:///{folder}/study.db")
+    assert get_facts(study)[:4] == get_facts(alone)[:4]
+    assert len(list_runs(study)) == 12
+    assert best_config(study).learning_rate < 0.01  # the tuner's own choice, never the reader's
+
+
+def make_extremes() -> list[Config]:
+    """What `Config` accepts of the very small, the very large, every choice, and the odd shapes."""
+    numbers = [0, 1e-12, 1e-6, 0.5, 0.99, 1, 2, 7, 10**6, 10**9, 2**32 - 1, False, True]
+    values = [*numbers, *ACTIVATIONS, *OPTIMIZERS, (), (1,), (300, 7, 40), (1000,) * 8, [5]]
+    configs = []
+    for field in fields(Config):
+        for value in values:
+            with suppress(ValueError):
+                configs.append(Config(**{field.name: value}))
+    return list(dict.fromkeys(configs))
+
+
+@pytest.mark.parametrize("kept", ["file", "memory"])
+def test_whatever_config_accepts_is_kept_listed_ranked_and_drawn(kept, folder, scripted):
+    scripted(lambda config: 0.9)
+    storage = f"sqlite:///{folder}/study.db" if kept == "file" else None
+    if kept == "memory":
+        study = optuna.create_study(direction="maximize")
+        study.space, study.base = tuning.SEARCH_SPACE, FIVE
+    else:
+        study = search(2, storage)
+    extremes = make_extremes()
+    assert len(extremes) > 50
+    for place, config in enumerate(extremes):
+        record_run(
+            study, config, make_history(0.5 + place / 1000, epochs=1, seconds=10.0**place if place < 9 else 0)
+        )
+        assert f"mine {len(study.trials) - 1}" in set(list_runs(study)["run"])
+    if storage:
+        study = search(3, storage)  # another session goes on
+        assert best_config(study).batch_norm
+    runs = list_runs(study)
+    assert len(runs) == len(extremes) + (3 if storage else 0)
+    assert [Config(**config) for _, _, config in get_facts(study, own=True)] == extremes
+    assert "none" in set(runs["hidden"])
+    plot_hyperparameters(study).canvas.draw()
+    assert "300-7-40" in runs.to_string()
+    assert "300-7-40" in runs._repr_html_()
+
+
+@pytest.mark.parametrize("history", [[], make_history(math.nan)])
+def test_run_without_an_accuracy_is_not_recorded(history, storage):
+    study = open_study(*DIGITS, storage, RATE, FIVE)
+    with pytest.raises(ValueError, match=r"nothing to record: .* validation"):
+        record_run(study, FIVE, history)
+    assert study.trials == []
+
+
+def test_real_training_without_validation_digits_is_not_recorded(storage):
+    study = open_study(*DIGITS, storage, RATE, FIVE)
+    with pytest.raises(ValueError, match="validation"):
+        record_run(study, FIVE, list(fit(replace(FIVE, epochs=1), DIGITS[0])))
 
 
 @pytest.fixture
-def study(digits, storage, scripted) -> optuna.Study:
-    """Five trials, 90% to 94% right after as many epochs as seconds, the first the worst."""
-    scripted(lambda config, number: 0.9 + 0.01 * len(study.trials[1:]) - 0.001 * (5 - number))
-    base = replace(FIVE, hidden=(8, 4))
-    for study in tuning.run_study(*digits, 5, storage, space=RATE, base=base):  # noqa: B007
-        pass
-    return study
+def study(storage, scripted) -> optuna.Study:
+    """Five trials with 90%, 91%, ... 94%, and one between that failed."""
+
+    def train(config):
+        if len(calls) == 4:
+            raise TrainingError("not a number")
+        return 0.895 + 0.01 * len(calls) - (0.01 if len(calls) > 4 else 0)
+
+    calls = scripted(train)
+    return search(5, storage, space=RATE, base=replace(FIVE, hidden=(8, 4)))
 
 
 def test_own_runs_are_ranked_among_all_and_survive_a_restart(study, storage):
     config = replace(FIVE, hidden=(8, 4), learning_rate=0.25)
-    first = record_run(study, config, [make_epoch(n, 0.925, seconds=3.0) for n in range(1, 6)])
-    text = describe_run(study, first)
-    assert text.startswith("mine 1: 92.50%, rank 3 of 6; the best, trial 4 with 94.00%, has learning_rate")
-    second = record_run(study, config, [make_epoch(n, 0.9262, seconds=1.5) for n in range(1, 6)])
-    text = describe_run(study, second)
-    assert text.startswith("mine 2: 92.62%, rank 3 of 7, +0.12 points over your last one, 7.5 s faster; the")
-    best = list_runs(study)[0].knobs["learning_rate"]
-    assert text.endswith(f"has learning_rate {best:.3g} instead of 0.25")  # all other knobs are equal
-
-    reopened = optuna.load_study(study_name=study.study_name, storage=storage)
-    assert list_runs(reopened) == list_runs(study)
-    third = record_run(reopened, config, [make_epoch(1, 0.99)])
-    assert third.name == "mine 3"
-    assert third.reason == "stopped after 1 of 5 epochs"
-    assert "rank 1 of 8" in describe_run(reopened, third)
-    assert list_runs(reopened)[0] == third
-    assert third.config == config
-    again = record_run(study, config, [make_epoch(1, 0.98)])
-    assert describe_run(study, again).endswith("has the same knobs")
-    with pytest.raises(ValueError, match="history is empty"):
-        record_run(study, config, [])
+    record_run(study, config, make_history(0.92))
+    assert list(list_runs(study)["run"]).index("mine 6") == 3  # the fourth
+    reopened = open_study(*DIGITS, storage, RATE, replace(FIVE, hidden=(8, 4)))
+    assert list_runs(reopened).equals(list_runs(study))
+    record_run(reopened, config, make_history(0.99))
+    assert list_runs(study)["run"][1] == "mine 7"
+    assert list_runs(study).iloc[0]["run"] == "mine 7"
+    record_run(study, replace(config, epochs=300), make_history(0.99, epochs=3))  # stopped early
+    assert dict(zip(list_runs(study)["run"], list_runs(study)["epochs"], strict=True))["mine 8"] == 3
 
 
-def test_runs_kept_with_other_knobs_than_today_are_still_read(study):
-    """A study is older than the code that reads it: a knob has gone since, another has been added."""
-    record_run(study, FIVE, [make_epoch(1, 0.99)])
-    (key,) = (key for key in study.user_attrs if key.startswith(runs.BY_HAND))
-    record = study.user_attrs[key]
-    older = {knob: value for knob, value in record["knobs"].items() if knob != "dropout"} | {"momentum": 0.9}
-    study.set_user_attr(key, record | {"knobs": older})
-    assert list_runs(study)[0].config == FIVE
-    now = record_run(study, FIVE, [make_epoch(1, 0.98)])
-    assert describe_run(study, now).endswith("has the same knobs")
-
-
-def test_own_runs_leave_the_search_as_it_is(digits, folder, scripted):
-    scripted(lambda config, number: 1 - config.learning_rate)
-    alone = search(digits, 10, f"sqlite:///{folder}/alone.db")
-    study = search(digits, 4, f"sqlite:///{folder}/study.db")
-    record_run(study, Config(), [make_epoch(1, 0.999)])
-    study = search(digits, 10, f"sqlite:///{folder}/study.db")
-    assert get_facts(study) == get_facts(alone)
-    assert len(list_runs(study)) == 11
-
-
-def test_progress_tells_what_is_left_and_the_best(study):
-    assert describe_progress(study, 5) == "5 of 5 trials, best 94.00% (trial 4)"
-    runs = [run.seconds for run in list_runs(study)]
-    record_run(study, FIVE, [make_epoch(1, 0.5, seconds=1000)])  # no trial: it must not count
-    left = f"{sum(runs) / 5 * 15:.0f}"
-    assert describe_progress(study, 20) == f"5 of 20 trials, about {left} s left, best 94.00% (trial 4)"
-
-
-def test_table_shows_all_runs_best_first_in_plain_html():
-    knobs = {"hidden": [512, 256], "learning_rate": 0.00123456, "epochs": 3}
-    runs = [
-        Run("trial 1", knobs, (0.9, 0.9712), 12.34, "complete"),
-        Run("mine 1", knobs | {"learning_rate": 0.1}, (0.8,), 1.0, "complete", "stopped after 1 of 3 epochs"),
-        Run("trial 0", knobs | {"learning_rate": 5.0}, (), 0.0, "fail", "failed: loss <nan>"),
-    ]
-    page, text = RunsTable(runs)._repr_html_(), repr(RunsTable(runs))
-    rows = page.split("<tr>")[1:]
-    assert len(rows) == 4
-    assert "".join(rows[1].split("</tr>")[0]) == "".join(
-        f"<td><b>{cell}</b></td>" for cell in ["1", "trial 1", "97.12%", "12.3", "0.00123", ""]
+def test_table_is_short_and_best_first(study, storage):
+    record_run(
+        study, Config(learning_rate=0.00123456, augmentation=0.3333), make_history(0.931, seconds=2.04)
     )
-    assert page.count("<b>") == 6
-    assert "failed: loss &lt;nan&gt;" in rows[3]
-    assert "<style" not in page
-    assert "The same in all: hidden 512-256, epochs 3." in page
-    lines = text.splitlines()
-    assert " ".join(lines[2].split()) == "2 mine 1 80.00% 1.0 0.1 stopped after 1 of 3 epochs"
-    assert " ".join(lines[3].split()) == "3 trial 0 - 0.0 5 failed: loss <nan>"
-    assert "trial" not in repr(RunsTable([]))  # an empty one is no error
+    runs = list_runs(study)
+    assert list(runs["accuracy"])[:-1] == [0.945, 0.935, 0.931, 0.925, 0.915, 0.905]
+    assert math.isnan(runs["accuracy"].iloc[-1])
+    assert list(runs.index) == [1, 2, 3, 4, 5, 6, 7]
+    mine = ["mine 6", 0.931, 10.2, 5, 64, 0.00123456, "256-128", 0.33]
+    assert list(runs.loc[3]) == mine
+    lines = runs.to_string().splitlines()
+    assert lines[0].split() == tuning.COLUMNS
+    assert lines[3].split() == [
+        "3",
+        "mine",
+        "6",
+        "0.931",
+        "10.2",
+        "5",
+        "64",
+        "0.001235",
+        "256-128",
+        "0.33",
+    ]
+    assert max(map(len, lines)) < 100
+    assert list_runs(open_study(*DIGITS, storage, RATE)).empty
 
 
 def test_figures_show_the_numbers(study):
-    record_run(study, replace(FIVE, hidden=(8, 4), learning_rate=0.25), [make_epoch(1, 0.925, seconds=3.0)])
-    runs = list_runs(study)
-    curves = plot_runs(study).axes[0]
-    assert [list(line.get_ydata()) for line in curves.get_lines()] == [
-        pytest.approx([1 - accuracy for accuracy in run.accuracies]) for run in runs
-    ]
-    assert curves.get_lines()[0].get_linewidth() > curves.get_lines()[1].get_linewidth()
-    assert curves.get_lines()[0].get_color() != curves.get_lines()[1].get_color()
-    bottom, top = curves.get_ylim()
-    assert bottom > top  # few errors are on top
-    assert curves.yaxis.get_major_formatter()(0.02, 0) == "98%"
+    record_run(study, replace(FIVE, learning_rate=0.25), make_history(0.925, seconds=3.0))
 
-    shown = [ax for ax in plot_knobs(study).axes if ax.axison]
-    assert [ax.get_xlabel() for ax in shown] == ["learning rate"]  # nothing else was varied
-    points = [tuple(point) for dots in shown[0].collections for point in dots.get_offsets()]
-    assert sorted(points) == sorted((run.knobs["learning_rate"], 1 - run.accuracy) for run in runs)
+    def read_points(figure, name) -> list:
+        (ax,) = figure.axes
+        assert ax.get_xlabel() == name
+        bottom, top = ax.get_ylim()
+        assert bottom > top  # few errors are on top
+        (dots,) = ax.collections
+        colours = [to_hex(colour).upper() for colour in dots.get_facecolor()]
+        return sorted(
+            (x, round(y, 6), colour) for (x, y), colour in zip(dots.get_offsets(), colours, strict=True)
+        )
 
-    costs = plot_seconds(study).axes[0].collections
-    points = {tuple(point) for dots in costs for point in dots.get_offsets()}
-    assert points == {(run.seconds, 1 - run.accuracy) for run in runs}
+    trials = [*list_results(study), *list_results(study, own=True)]
+    colours = [BLUE] * 5 + [ORANGE]
+    values = [trial.user_attrs["config"]["learning_rate"] for trial in trials]
+    errors = [round(1 - trial.value, 6) for trial in trials]
+    points = read_points(plot_hyperparameters(study), "learning rate")
+    assert points == sorted(zip(values, errors, colours, strict=True))
+    assert plot_hyperparameters(study).axes[0].get_xscale() == "log"
     assert plt.get_fignums() == []
 
 
-def test_importance_finds_the_knob_that_matters(digits, storage, scripted):
-    scripted(lambda config, number: 0.5 + config.dropout)
-    space = RATE | {"dropout": FloatDistribution(0, 0.4), "weight_decay": FloatDistribution(0, 0.01)}
-    study = search(digits, 12, storage, space=space, base=replace(FIVE, epochs=1))
-    names, shares = [], []
-    for _ in range(2):
-        ax = plot_importance(study).axes[0]
-        names.append([label.get_text() for label in ax.get_yticklabels()])
-        shares.append([bar.get_width() for bar in ax.patches])
-    assert names[0][0] == "dropout"
-    assert shares[0][0] > 0.8
-    assert sum(shares[0]) == pytest.approx(1)
-    assert shares[0] == shares[1]
+def test_study_that_has_just_begun(storage):
+    study = open_study(*DIGITS, storage)
+    plot_hyperparameters(study).canvas.draw()
+    with pytest.raises(ValueError, match="no result yet"):
+        best_config(study)
 
 
-def test_figures_of_a_study_that_has_just_begun(digits, storage, scripted):
-    calls = scripted(lambda config, number: 0.9 if len(calls) > 1 else 1.0)
-    for study in tuning.run_study(*digits, 1, storage, space=RATE, base=replace(FIVE, epochs=2)):
-        for plot in plot_runs, plot_knobs, plot_seconds, plot_importance:
-            plot(study).canvas.draw()
-        assert len(runs_table(study).runs) == len(study.trials)
+@pytest.mark.parametrize(
+    "name", ["Deep%20Learning", "{course}", "what?", "my course", "c#", "四", "a+b&c=d;@:"]
+)
+def test_folders_of_any_name(name, project, scripted, monkeypatch):
+    scripted(lambda config: 0.9)
+    folder = project / name
+    folder.mkdir()
+    monkeypatch.setattr(tuning, "PROJECT_ROOT", folder)
+    search(1, None, space=RATE, base=FIVE)
+    assert len(search(2, None, space=RATE, base=FIVE).trials) == 2
+    assert [path.name for path in folder.rglob("*.db")] == ["study.db"]
+    assert list(project.iterdir()) == [folder]  # nothing elsewhere
+
+
+def test_read_only_project_keeps_the_runs_in_memory(project, scripted, monkeypatch):
+    scripted(lambda config: 0.9)
+    monkeypatch.setattr(tuning.os, "access", lambda path, mode: False)
+    study = search(2, None, space=RATE, base=FIVE)
+    record_run(study, FIVE, make_history(0.95))
+    assert len(list_runs(study)) == 3
+    assert not (project / "runs").exists()
+
+
+def damage(file: Path) -> None:
+    file.write_bytes(b"no database" * 100)
+
+
+def make_older(file: Path) -> None:
+    """As a version of Optuna leaves it that this one cannot read."""
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+    database.close()
+
+
+@pytest.mark.parametrize(("harm", "reason"), [(damage, "not a database"), (make_older, "version")])
+def test_study_file_that_cannot_be_read_is_named(harm, reason, project, capsys, monkeypatch):
+    monkeypatch.setattr(tuning.time, "sleep", lambda seconds: None)
+    file = project / "runs" / "study.db"
+    open_study(*DIGITS)
+    harm(file)
+    with pytest.raises(StudyError, match=f"{file}: .*{reason}") as raised:
+        open_study(*DIGITS)
+    assert "\n" not in str(raised.value)
+    assert "$" not in str(raised.value)
+    with pytest.raises(SystemExit):
+        tuning.main(["--data", "offline"])
+    assert str(file) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_study_whose_file_is_deleted_while_it_is_open(project, scripted, monkeypatch):
+    monkeypatch.setattr(tuning.time, "sleep", lambda seconds: None)  # Optuna tries again for a while
+    scripted(lambda config: 0.9)
+    study = search(1, None, space=RATE, base=FIVE)
+    shutil.rmtree(project / "runs")
+    with pytest.raises(StudyError, match="was not recorded; open the study again"):
+        record_run(study, FIVE, make_history(0.9))
+    for use in list_runs, best_config, lambda study: list(run_study(study, *DIGITS, 3)):
+        with pytest.raises(StudyError, match="cannot be read: open it again"):
+            use(study)
+    study = open_study(*DIGITS, space=RATE, base=FIVE)
+    record_run(study, FIVE, make_history(0.9))
+    assert list(list_runs(study)["run"]) == ["mine 0"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("nonsense", ["nonsense", "parse"]),
+        ("sqlite:////nowhere/at/all/study.db", ["/nowhere/at/all/study.db", "unable to open"]),
+        ("cobol://host/study", ["cobol://host/study"]),
+        ("postgresql+psycopg://tuner:secret@127.0.0.1:1/mnist", ["tuner:***@127.0.0.1", "refused"]),
+        ("postgresql+psycopg://tuner@127.0.0.1:1/mnist", ["//tuner@127.0.0.1:1/mnist", "refused"]),
+    ],
+)
+def test_storage_that_cannot_be_opened_gets_one_line(storage, words, capsys, monkeypatch):
+    monkeypatch.setattr(tuning.time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as ending:
+        tuning.main(["--data", "offline", "--storage", storage])
+    assert ending.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "secret" not in error
+    for word in words:
+        assert word in error.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--trials", "0"], "must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must be"),
+        (["--trials", "0"], "no result yet"),
         (["--trials", "many"], "invalid int value: 'many'"),
-        (["--storage", "nonsense"], "Could not parse SQLAlchemy URL"),
-        (["--storage", "sqlite:////nowhere/at/all/study.db"], "unable to open database file"),
-        (["--storage", "cobol://host/study"], "cobol"),
-        (["--heartbeat", "0"], "positive integer"),
     ],
 )
-def test_bad_command_line_gets_one_clear_line(arguments, message, storage, capsys, monkeypatch):
-    monkeypatch.setattr(studies.time, "sleep", lambda seconds: None)
+def test_bad_command_line_gets_one_line(arguments, message, storage, capsys):
     with pytest.raises(SystemExit) as ending:
         tuning.main(["--data", "offline", "--storage", storage, *arguments])
     assert ending.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert message in lines[-1]
-    assert not any("Traceback" in line for line in lines)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_command_tells_how_far_it_is(storage, scripted, capfd):
+    scripted(lambda config: 0.8 + config.augmentation / 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuning.main(["--data", "offline", "--storage", storage, "--trials", "2", "--threads", "2"])
+    assert torch.get_num_threads() == 2
+    out, error = capfd.readouterr()
+    device, *progress, choice = out.splitlines()
+    assert device.startswith("offline digits on cpu: ")
+    assert [line.split(" trials")[0] for line in progress] == ["0 of 2", "1 of 2", "2 of 2"]
+    best = load(storage).best_trial
+    assert progress[-1].endswith(f"best {best.value:.2%}")
+    assert choice == str(Config(**best.user_attrs["config"]))
+    assert error == ""  # nothing of Optuna's
 
 
 def test_stopped_command_says_how_to_go_on(storage, scripted):
-    def interrupt(config, number):
+    def stop(config):
         raise KeyboardInterrupt
 
-    scripted(interrupt)
+    scripted(stop)
     with pytest.raises(SystemExit, match="Start again to go on"):
         tuning.main(["--data", "offline", "--storage", storage])
 
 
-def start_worker(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mnist_helpers.tuning", "--data", "offline", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, **pipes)
-
-
 def test_two_processes_share_one_sqlite_study(storage, folder):
-    door = sqlite3.connect(folder / "study.db", isolation_level=None)
-    door.execute("BEGIN EXCLUSIVE")  # nobody gets in before both are there
-    workers = [start_worker("--trials", "8", "--storage", storage) for _ in range(2)]
-    assert all("to train on" in worker.stdout.readline() for worker in workers)
-    door.close()
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    assert all("Done: 8 of 8 trials" in output for output in outputs)
-    name = optuna.get_all_study_names(storage)
-    assert len(name) == 1
-    trials = optuna.load_study(study_name=name[0], storage=storage).trials
-    done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(done) == 8
-    assert len({str(trial.params) for trial in done}) == 8  # none was done twice
-    assert len({trial.user_attrs["worker"] for trial in done}) == 2
+    door = sqlite3.connect(folder / "study.db", isolation_level=None, check_same_thread=False)
+    door.execute("BEGIN EXCLUSIVE")
+    arguments = ["--data", "offline", "--trials", "5", "--storage", storage]
+    command = [sys.executable, "-m", "mnist_helpers.tuning", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) as worker:
+        assert "offline digits on" in worker.stdout.readline()
+        opening = threading.Timer(1, door.close)  # both make the tables at the same moment
+        opening.start()
+        tuning.main(arguments)
+        opening.join()
+        output, _ = worker.communicate(timeout=300)
+    assert worker.returncode == 0, output
+    results = list_results(load(storage))
+    assert len(results) in (5, 6)  # both may have been at the last one
+    assert len({str(trial.params) for trial in results}) == len(results)  # none was done twice

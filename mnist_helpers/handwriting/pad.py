@@ -9,22 +9,21 @@ from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from torch import Tensor, nn
 
-from mnist_helpers.picture import PictureError
-from mnist_helpers.predict import Prediction, predict_picture
+from mnist_helpers.handwriting.picture import PictureError
+from mnist_helpers.handwriting.predict import Prediction, predict_picture
 
 SIDE = 56  # pixels of the picture that the browser sends
 MARGIN = 8  # pixels of paper added around it: a stroke at its edge must not be taken for a shadow
 
 
 class DrawingPad(anywidget.AnyWidget):
-    """A sheet of paper whose drawing `model` reads; `keep` gets the `Prediction` when a stroke ends.
+    """A sheet of paper whose drawing `model` reads; `keep` gets the `Prediction` when a stroke ends."""
 
-    The ink stays in the browser (draw.js). It sends 56x56 grey bytes and a number, never a second
-    time before the answer: the 28x28 that the model sees, the ten probabilities, and the same number.
-    """
+    # The ink stays in the browser (pad.js). It sends 56x56 grey bytes and a number, never a second
+    # time before the answer: the 28x28 that the model sees, the ten probabilities, and the same number.
 
-    _esm = Path(__file__).with_name("draw.js")
-    _css = Path(__file__).with_name("draw.css")
+    _esm = Path(__file__).with_name("pad.js")
+    _css = Path(__file__).with_name("pad.css")
 
     def __init__(self, model: nn.Module, keep: Callable[[Prediction], None]):
         super().__init__()
@@ -56,11 +55,9 @@ def is_live() -> bool:
 
 
 def show_pad(model: nn.Module, example: Tensor) -> None:
-    """The drawing pad, and below it a card that stays in the saved notebook.
-
-    The card shows the latest drawing, the 28x28 that the model saw of it and the ten probabilities;
-    before any drawing, those of `example [28, 28] uint8`. Where nobody can draw, there is only the card.
-    """
+    """The drawing pad, and below it a card that stays in the saved notebook."""
+    # The card shows the latest drawing, the 28x28 that the model saw of it and the ten probabilities;
+    # before any drawing, those of `example [28, 28] uint8`. Where nobody can draw, there is only the card.
     card = DisplayHandle()  # made in the cell: what a widget displays by itself goes nowhere
     if is_live():
         display(DrawingPad(model, card.update))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_helpers import draw
-from mnist_helpers.draw import MARGIN, SIDE, DrawingPad, is_live, show_pad
+from mnist_helpers.handwriting import pad as pad_module
+from mnist_helpers.handwriting.pad import MARGIN, SIDE, DrawingPad, is_live, show_pad
+from mnist_helpers.handwriting.predict import predict_picture
 from mnist_helpers.model import MLP
-from mnist_helpers.predict import predict_picture
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -106,15 +106,12 @@ def test_saved_pad_has_words_for_readers_without_a_kernel(model):
     [
         (None, False),
         (SimpleNamespace(), False),  # IPython in a terminal
-        (
-            SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=False)),
-            False,
-        ),  # nbclient, nbconvert, papermill
+        (SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=False)), False),  # nbclient, nbconvert
         (SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True)), True),  # Notebook, JupyterLab, VS Code
     ],
 )
 def test_is_live_where_somebody_could_type(monkeypatch, shell, live):
-    monkeypatch.setattr(draw, "get_ipython", lambda: shell)
+    monkeypatch.setattr(pad_module, "get_ipython", lambda: shell)
     assert is_live() is live
 
 
@@ -128,8 +125,8 @@ def test_nobody_there_leaves_only_the_card(model, shown):
 
 def test_card_below_the_pad_follows_the_drawing(model, shown, monkeypatch):
     pads = []
-    monkeypatch.setattr(draw, "is_live", lambda: True)
-    monkeypatch.setattr(draw, "DrawingPad", lambda *arguments: pads.append(DrawingPad(*arguments)) or pads[0])
+    monkeypatch.setattr(pad_module, "is_live", lambda: True)
+    monkeypatch.setattr(pad_module, "DrawingPad", lambda *given: pads.append(DrawingPad(*given)) or pads[0])
     show_pad(model, torch.from_numpy(draw_one()[14:42, 14:42]))
     pad, card = shown
     assert WIDGET in pad["data"]
