@@ -104,7 +104,7 @@ def run_study(study: Study, train: Digits, validation: Digits, n_trials: int) ->
     while len(list_results(study)) < n_trials:
         with explain_errors("the study cannot go on"):
             trial, state, accuracy = study.ask(), TrialState.FAIL, None
-            # Own random numbers for each trial: other workers or a study that goes on do not repeat its draws.
+            # Own random numbers for each trial: other workers and a study that goes on draw others.
             place = sum("own" not in earlier.user_attrs for earlier in list_trials(study)[: trial.number])
             seed = int(np.random.SeedSequence([study.base.seed, place]).generate_state(1)[0])
             study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=6)  # Bergstra et al. 2011
