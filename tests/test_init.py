@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -40,3 +41,13 @@ def test_failing_import_says_what_mends_it(tmp_path, part, error):
     assert cause == "ImportError: operator torchvision::nms"
     assert advice == f'To mend it: "{sys.executable}" -m pip install {cure}'
     assert "During handling" not in result.stderr
+
+
+def test_installation_names_its_packages():
+    """Left to search, setuptools refuses a project in which data/ and runs/ stand beside the package."""
+    settings = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    files = PROJECT_ROOT.glob("mnist_helpers/**/__init__.py")
+    folders = {".".join(file.parent.relative_to(PROJECT_ROOT).parts) for file in files}
+    assert set(settings["packages"]) == folders
+    for file in settings["package-data"]["mnist_helpers.handwriting"]:
+        assert (PROJECT_ROOT / "mnist_helpers" / "handwriting" / file).exists()
