@@ -117,9 +117,8 @@ def choose_device() -> tuple[torch.device, str]:
         digits = Digits(images, labels).to(found or "cpu")
         list(fit(Config((8,), epochs=1, batch_size=4, **parts), digits, digits))
     except Exception as error:
-        return torch.device(
-            "cpu"
-        ), f"{found} was found but failed: {(str(error) or repr(error)).splitlines()[0]}"
+        cause = (str(error) or repr(error)).splitlines()[0]
+        return torch.device("cpu"), f"{found} was found but failed: {cause}"
     return torch.device(found or "cpu"), "a trial training worked" if found else "no graphics card was found"
 
 

@@ -158,7 +158,7 @@ def best_config(study: Study) -> Config:
 
 
 def record_run(study: Study, config: Config, history: Sequence[Epoch]) -> None:
-    """Keep your own training, the records of `fit`, as a trial that the tuner neither counts nor heeds."""
+    """Keep your own training, the records of `fit`, as a trial that the tuner does not learn from."""
     accuracy = history[-1].validation_accuracy if history else math.nan
     if math.isnan(accuracy):
         raise ValueError("nothing to record: it takes one complete epoch at least, and validation digits")

@@ -329,7 +329,7 @@ def test_seed_that_makes_no_sense_is_refused_at_once():
         open_study(*DIGITS, seed=-1)
 
 
-def test_own_runs_neither_count_nor_change_the_search(folder, scripted):
+def test_own_runs_do_not_count_and_are_never_the_choice(folder, scripted):
     scripted(lambda config: 1 - config.learning_rate)
     alone = search(10, f"sqlite:///{folder}/alone.db")
     study = search(4, f"sqlite:///{folder}/study.db")
