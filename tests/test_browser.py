@@ -164,7 +164,7 @@ def check_links(page):
 
 def check_stop_button_and_busy_kernel(page):
     """Drawing while the kernel trains: ink flows, one question waits, the pad says why, then catches up."""
-    expect(page.locator("progress")).to_be_visible(timeout=60_000)
+    expect(page.locator(".jp-Cell").nth(2).locator("img")).to_be_visible(timeout=60_000)  # it trains
     page.questions.clear()
     draw(page, "7")
     assert page.locator(".mnist-pad path").first.get_attribute("d").count("L") > 10

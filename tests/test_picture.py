@@ -331,14 +331,14 @@ def test_page_full_of_digits_is_refused_for_what_it_is(mnist):
 
 
 def test_unreadable_files_are_refused_by_name(tmp_path, seven):
-    with pytest.raises(PictureError, match=r"no file .*missing\.png"):
+    with pytest.raises(PictureError, match=r"missing\.png cannot be read \(No such file or directory\)"):
         open_picture(tmp_path / "missing.png")
     file = tmp_path / "seven.png"
     Image.fromarray(seven).save(file)
     content = file.read_bytes()
     for damaged in (b"", b"<html>", content[: len(content) // 2]):
         file.write_bytes(damaged)
-        with pytest.raises(PictureError, match=r"seven\.png cannot be read .*save it anew"):
+        with pytest.raises(PictureError, match=r"seven\.png cannot be read .*is it a PNG or JPEG"):
             open_picture(file)
     with pytest.raises(PictureError, match="cannot be read"):
         open_picture(tmp_path)
@@ -401,7 +401,7 @@ def test_content_of_a_file_is_read_like_the_file(seven, tmp_path):
     with path.open("rb") as opened:
         for source in (path, str(path), content, bytearray(content), io.BytesIO(content), opened):
             assert torch.equal(normalise_picture(source), wanted)
-    with pytest.raises(PictureError, match=r"the picture cannot be read .*save it anew"):
+    with pytest.raises(PictureError, match=r"the picture cannot be read .*is it a PNG or JPEG"):
         normalise_picture(content[:50])
 
 
@@ -412,7 +412,7 @@ def test_huge_pictures_are_read_or_refused_for_their_size(seven, tmp_path, monke
     Image.fromarray(seven).save(path)
     assert torch.equal(normalise_picture(path), normalise_picture(seven))
     Image.fromarray(np.pad(seven, 20, mode="edge")).save(path)
-    with pytest.raises(PictureError, match=r"huge\.png has too many megapixels"):
+    with pytest.raises(PictureError, match=r"huge\.png cannot be read \(Image size .*not huge"):
         normalise_picture(path)
 
 

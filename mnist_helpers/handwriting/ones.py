@@ -8,10 +8,11 @@ from torch import Tensor
 
 from mnist_helpers.data import IMAGE_SIZE, Digits
 
-MARGIN, BOX = 6, 20  # pixels
+SIDE = torch.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
+PLACES = SIDE + 1j * SIDE[:, None]  # complex numbers: pixels across + 1j * down, from the middle of the image
 
 
-def add_flags(digits: Digits, share: float = 0.25, seed: int = 0) -> Digits:
+def add_flags(digits: Digits, share: float = 0.35, seed: int = 0) -> Digits:
     """The digits with a flag, a base or both drawn on that share of the ones; all others as they are."""
     generator = torch.Generator().manual_seed(seed)
     chosen = (digits.labels.cpu() == 1) & (torch.rand(len(digits), generator=generator) < share)
@@ -21,39 +22,38 @@ def add_flags(digits: Digits, share: float = 0.25, seed: int = 0) -> Digits:
 
 
 def draw_flags(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Ones `[N, 28, 28] uint8` with flag, base or both, each as thick as its stem, again in MNIST's form."""
-    ink = F.pad(images.float() / 255, [MARGIN] * 4)
-    place = torch.arange(ink.shape[-1])
-    where = place + 1j * place[:, None]  # places are complex numbers: across + 1j * down
+    """Ones `[N, 28, 28] uint8` with a flag, a base or both: copies of the stem itself, shorter and turned."""
+    ink = images.float() / 255
 
-    def draw(low: float, high: float) -> Tensor:  # [N, 1]
-        return low + (high - low) * torch.rand(len(ink), 1, generator=generator)
+    def draw(low: float, high: float) -> Tensor:  # [N, 1, 1]
+        return low + (high - low) * torch.rand(len(ink), 1, 1, generator=generator)
 
-    rows, ends = (ink.amax(dim=2) > 0.4).float(), []
-    for row in (rows.argmax(dim=1), len(place) - 1 - rows.flip(1).argmax(dim=1)):  # highest, lowest
-        line = ink[torch.arange(len(ink)), row]
-        ends.append(((line * place).sum(dim=1) / line.sum(dim=1) + 1j * row)[:, None])
-    top, bottom = ends
-    down, length = (bottom - top).angle(), (bottom - top).abs()  # upright: pi / 2
-    width = (ink.sum(dim=(1, 2))[:, None] / length).clamp(1.5, 5)
-    inset, along = torch.polar(width / 2, down), torch.linspace(0, 1, 16)
-    size, kind = draw(0, 1), draw(0, 1) * (down < 2)  # nobody puts a base under a stroke that lies
+    def mean(values: Tensor) -> Tensor:
+        return (ink * values).sum(dim=(1, 2), keepdim=True) / ink.sum(dim=(1, 2), keepdim=True)
+
+    def copy(places: Tensor) -> Tensor:
+        """Images `[N, 28, 28]` with the ink that `ink` has at these places."""
+        grid = torch.view_as_real(places / (IMAGE_SIZE / 2))
+        return F.grid_sample(ink[:, None], grid, mode="bicubic", align_corners=False).squeeze(1).clamp(0, 1)
+
+    middle = mean(PLACES)
+    squares, spread = mean((PLACES - middle) ** 2), mean((PLACES - middle).abs() ** 2)
+    angle = squares.angle() / 2 % math.pi  # of the stem, downwards; upright: pi / 2
+    down = torch.polar(torch.ones_like(angle), angle)
+    half = (3 * spread).sqrt()  # from the middle of an even stroke to its end
+    length, kind = draw(0.15, 0.55), draw(0, 1)
     # Between the stem's direction and left; a long flag keeps closer to the stem, or it would make a 7.
-    turn = draw(0.3, 0.55) + draw(0, 0.2) * (1 - size)
-    reach = (3 + 6 * size + (width - 2).clamp(min=0)) * (kind < 0.85)  # 0 leaves a dot within the stem
-    angle = down + (math.pi - down) * turn + draw(-0.4, 0.2) * (along - 0.5)
-    left, right = ((draw(2, 6) + width / 2) * (kind > 0.55) for _ in range(2))
-    base = bottom - inset + ((left + right) * along - left) * (1 + 1j * draw(-0.12, 0.06))
-    strokes = torch.cat([top + inset + torch.polar(reach * along, angle), base], dim=1)
-    away = torch.cdist(torch.view_as_real(strokes), torch.view_as_real(where.flatten())).amin(dim=1)
-    drawn = (0.45 * width[:, :, None] - away.view(ink.shape) + 0.5).clamp(0, 1)
-    ink = torch.maximum(ink, drawn * ink.amax(dim=(1, 2), keepdim=True))
-    # No side longer than 20 pixels, and the centre of mass in the middle; half a pixel of shift would blur.
-    sides = torch.stack([(ink.amax(dim=dim) > 0.1).sum(dim=1) for dim in (1, 2)])
-    shrink = (sides.amax(dim=0) / BOX).clamp(min=1)[:, None, None]
-    middle = (ink * where).sum(dim=(1, 2), keepdim=True) / ink.sum(dim=(1, 2), keepdim=True)
-    middle = torch.where(shrink > 1, middle, torch.complex(middle.real.round(), middle.imag.round()))
-    places = middle + shrink * (where[:IMAGE_SIZE, :IMAGE_SIZE] - IMAGE_SIZE // 2 * (1 + 1j))
-    places = torch.view_as_real((2 * places + 1 + 1j) / len(where) - (1 + 1j))
-    fitted = F.grid_sample(ink[:, None], places, mode="bicubic", align_corners=False).squeeze(1)
-    return (fitted.clamp(0, 1) * 255).round().to(torch.uint8)
+    turn = draw(0.25, 0.85) - 0.25 * length
+    flag = torch.polar(length, angle + (math.pi - angle) * turn)
+    base = torch.polar(draw(0.25, 0.7), draw(-0.12, 0.06))
+    parts = [ink]
+    bare = squares.abs() > 0.85 * spread  # else there is a flag or a base already
+    for part, joint, start, used in ((flag, -half, -half, kind < 0.85), (base, half, 0, kind > 0.55)):
+        offset = (PLACES - middle - joint * down) / torch.sgn(part)  # along and across the new stroke
+        offset = torch.complex(offset.real / part.abs(), offset.imag)  # it is shorter, and as thick
+        parts.append(copy(middle + (start + offset) * down) * (used & bare))
+    ink = torch.stack(parts).amax(dim=0)
+    # MNIST's form again: the centre of mass in the middle, by whole pixels, since half of one would blur.
+    middle = mean(PLACES) - (0.5 + 0.5j)
+    middle = torch.complex(middle.real.round(), middle.imag.round())
+    return (copy(middle + PLACES) * 255).round().to(torch.uint8)

@@ -53,13 +53,11 @@ def open_picture(source) -> Image.Image:
         image = ImageOps.exif_transpose(image.reduce(max(1, round(max(image.size) / LARGEST))))
     except PictureError:
         raise
-    except FileNotFoundError:
-        raise PictureError(f"there is no file {name}: check the path") from None
-    except Image.DecompressionBombError:
-        raise PictureError(f"{name} has too many megapixels: reduce it, or cut out the digit") from None
     except Exception as error:  # Pillow's readers raise nearly anything for a damaged file
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(f"{name} cannot be read ({cause}): save it anew as PNG or JPEG") from None
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise PictureError(
+            f"{name} cannot be read ({cause:.99}): is it a PNG or JPEG, whole and not huge?"
+        ) from None
     if image.mode == "RGBA":
         papers = (Image.new("RGBA", image.size, colour) for colour in ("white", "black"))
         pages = [Image.alpha_composite(paper, image).convert("RGB") for paper in papers]
@@ -69,9 +67,7 @@ def open_picture(source) -> Image.Image:
 
 def _array_to_image(source) -> Image.Image:
     """An array of any shape and number type as a picture of 8 bits; `PictureError` if it cannot be one."""
-    if isinstance(source, Tensor):
-        source = (source.double() if source.is_floating_point() else source).detach().cpu()
-    values = np.asarray(source)
+    values = np.asarray(source.detach().cpu().double() if isinstance(source, Tensor) else source)
     given = f"got {list(values.shape)} {values.dtype}"
     while values.ndim > 2 and len(values) == 1:
         values = values[0]
@@ -87,11 +83,10 @@ def _array_to_image(source) -> Image.Image:
     low, high = min(float(values.min()), 0.0), float(values.max())
     if not np.isfinite(high - low):
         raise PictureError(f"expected finite numbers, {given} with others: replace them first")
-    if values.dtype != np.uint8 or high <= 1:
-        white = next((scale for scale in FULL_SCALES if scale >= high), high)
-        usual = low >= -0.1 * white and high >= white / 8  # else its own darkest and lightest count
-        low, white = (0, white) if usual else (low, high - low or 1)
-        values = ((values.astype(np.float64) - low) * (255 / white)).clip(0, 255).round().astype(np.uint8)
+    white = next((scale for scale in FULL_SCALES if scale >= high), high)
+    usual = low >= -0.1 * white and high >= white / 8  # else its own darkest and lightest count
+    low, white = (0, white) if usual else (low, high - low or 1)
+    values = ((values.astype(np.float64) - low) * (255 / white)).clip(0, 255).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(values.squeeze(2) if values.shape[2:] == (1,) else values))
 
 

@@ -95,25 +95,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", help="photographs, scans or drawings of one digit each")
     parser.add_argument("--model", default=PROJECT_ROOT / "model.pth", help="by default the project's")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: for letters that the console lacks
+    status = 0
     try:
         model = load_model(options.model)
+        for file in options.files:
+            try:
+                print(f"{file}: {predict_picture(model, file)}")
+            except PictureError as error:
+                print(f"{file}: refused: {error}", file=sys.stderr)
+                status = 1
     except ModelError as error:
-        _say(error, sys.stderr)
-        return 2
-    status = 0
-    for file in options.files:
-        try:
-            _say(f"{file}: {predict_picture(model, file)}", sys.stdout)
-        except PictureError as error:
-            _say(f"{file}: refused: {error}", sys.stderr)
-            status = 1
+        parser.error(str(error))
     return status
-
-
-def _say(text, stream) -> None:
-    """Print; letters that the console does not know as escapes instead of an error."""
-    coding = getattr(stream, "encoding", None) or "utf-8"
-    print(str(text).encode(coding, "backslashreplace").decode(coding), file=stream)
 
 
 if __name__ == "__main__":
