@@ -58,3 +58,12 @@ def test_what_is_drawn_has_the_form_of_mnist():
         rows, columns = ndimage.find_objects((image > 64).astype(int))[0]
         assert max(rows.stop - rows.start, columns.stop - columns.start) <= 24  # a base is half its thickness
         assert ndimage.center_of_mass(image) == pytest.approx((14, 14), abs=0.8)
+
+
+def test_a_one_that_has_its_flag_and_base_stays_as_it_is():
+    drawn = make_stems(20)
+    drawn[:, 21:24, 7:22] = 255  # a base
+    drawn[:, 4:7, 8:13] = 255  # a flag, so short that the centre of mass is nearly where it was
+    again = draw_flags(drawn, torch.Generator().manual_seed(0))
+    shifts = {(down, across) for down in range(-4, 5) for across in range(-2, 3)}
+    assert any(torch.equal(again.roll(shift, dims=(1, 2)), drawn) for shift in shifts)  # but centred
