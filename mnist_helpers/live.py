@@ -22,9 +22,8 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Itera
     def draw(length: int, text: str, show: Callable) -> None:
         picture = base64.b64encode(render_png(plot_history(history, length, text))).decode()
         step = -(-len(history) // 12)  # of a long training a dozen lines are kept
-        lines = [
-            describe_epoch(e) for e in history if e.number < 4 or e.number % step == 0 or e is history[-1]
-        ]
+        kept = (1, 2, 3, len(history))
+        lines = [describe_epoch(e) for e in history if e.number in kept or e.number % step == 0]
         page = {"image/png": picture, "text/plain": "\n".join([text, *lines])}
         show(page, raw=True, metadata={"image/png": {"alt": text}})
 

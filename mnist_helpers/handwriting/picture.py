@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from scipy import ndimage
+from scipy.cluster.vq import kmeans
 from torch import Tensor
 
 from mnist_helpers.data import IMAGE_SIZE, NUM_PIXELS
@@ -55,9 +56,7 @@ def open_picture(source) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything for a damaged file
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PictureError(
-            f"{name} cannot be read ({cause:.99}): is it a PNG or JPEG, whole and not huge?"
-        ) from None
+        raise PictureError(f"{name} cannot be read ({cause:.99}): is it a PNG or JPEG, not huge?") from None
     if image.mode == "RGBA":
         papers = (Image.new("RGBA", image.size, colour) for colour in ("white", "black"))
         pages = [Image.alpha_composite(paper, image).convert("RGB") for paper in papers]
@@ -111,13 +110,10 @@ def normalise_picture(source) -> Tensor:
 def find_sheet(grey: np.ndarray) -> np.ndarray | None:
     """The sheet of paper that lies on something darker, cut out; None where there is no such thing."""
     small = _resize(grey, 128 / max(grey.shape), Image.Resampling.BOX)
-    dark, light = np.quantile(small, (0.1, 0.9))
-    for _ in range(9):  # two means (k-means with k = 2)
-        if dark >= 0.75 * light:
-            return None
-        middle = (dark + light) / 2
-        dark, light = small[small <= middle].mean(), small[small > middle].mean()
-    patch = _find_largest(small > (dark + light) / 2)
+    means, _ = kmeans(small.ravel(), np.quantile(small, (0.1, 0.9)))  # of what is dark and what is light
+    if means.min() >= 0.75 * means.max():
+        return None
+    patch = _find_largest(small > means.mean())
     sheet = ndimage.binary_fill_holes(patch)
     outline = sheet & ~ndimage.binary_erosion(sheet)
     at_border = 1 - outline[1:-1, 1:-1].sum() / outline.sum()  # more for a page half of which is in shadow
@@ -138,9 +134,7 @@ def find_ink(grey: np.ndarray, even: float | None = None) -> np.ndarray:
         grey, even = 1 - grey, None if even is None else 1 - even
     grey = ndimage.gaussian_filter(grey, max(grey.shape) / 224)
     window = max(grey.shape) // 6 * 2 + 1
-    around = np.pad(grey, window // 2, mode="edge")  # beyond the border, the paper goes on
-    paper = ndimage.grey_closing(around, size=(window, window), mode="nearest")
-    paper = paper[window // 2 : -(window // 2), window // 2 : -(window // 2)]
+    paper = ndimage.grey_closing(grey, size=(window, window), mode="nearest")
     return 1 - grey / np.maximum(paper, max(even or 0, 0.1))
 
 
