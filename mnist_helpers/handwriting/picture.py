@@ -134,7 +134,9 @@ def find_ink(grey: np.ndarray, even: float | None = None) -> np.ndarray:
         grey, even = 1 - grey, None if even is None else 1 - even
     grey = ndimage.gaussian_filter(grey, max(grey.shape) / 224)
     window = max(grey.shape) // 6 * 2 + 1
-    paper = ndimage.grey_closing(grey, size=(window, window), mode="nearest")
+    around = np.pad(grey, window // 2, mode="edge")  # beyond the border, the paper goes on
+    paper = ndimage.grey_closing(around, size=(window, window), mode="nearest")
+    paper = paper[window // 2 : -(window // 2), window // 2 : -(window // 2)]
     return 1 - grey / np.maximum(paper, max(even or 0, 0.1))
 
 
