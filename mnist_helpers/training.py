@@ -24,6 +24,7 @@ OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
+ONE_CYCLE = partial(OneCycleLR, pct_start=0.15)  # half of PyTorch's warm-up: more of the steps are small ones
 CHOICES = {"activation": [*ACTIVATIONS], "optimizer": [*OPTIMIZERS], bool: [False, True]}
 # What a number may be at least (otherwise 0) and at most (otherwise 1e9)
 LOWEST = {"hidden": 1, "learning_rate": 1e-12, "hard_fraction": 1e-6, "batch_size": 2, "epochs": 1}
@@ -160,7 +161,7 @@ def fit(
     make_optimizer = OPTIMIZERS[config.optimizer]
     optimizer = make_optimizer(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     steps = config.epochs * len(loader)
-    scheduler = OneCycleLR(optimizer, config.learning_rate, steps) if config.one_cycle else None
+    scheduler = ONE_CYCLE(optimizer, config.learning_rate, steps) if config.one_cycle else None
     for number in range(1, config.epochs + 1):
         start = time.perf_counter()
         # Dropout draws from torch's common generators: they are seeded here, and nobody else's numbers move.

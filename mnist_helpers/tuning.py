@@ -30,7 +30,7 @@ from mnist_helpers.training import Config, Epoch, TrainingError, choose_device, 
 
 BASE = Config(batch_norm=True, optimizer="adamw", one_cycle=True, weight_decay=0.2)  # what is not searched
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # errors are raised all the same
-COLUMNS = ["run", "accuracy", "seconds", "epochs", "batch_size", "learning_rate", "hidden", "augmentation"]
+COLUMNS = ["run", "accuracy", "seconds", "epochs", "batch_size", "learning_rate", "hidden"]
 
 
 class StudyError(RuntimeError):
@@ -45,8 +45,7 @@ def suggest_config(trial: Trial) -> Config:
         hidden=(width,) * trial.suggest_int("depth", 1, 3),
         learning_rate=trial.suggest_float("learning_rate", 1e-3, 5e-3, log=True),
         batch_size=trial.suggest_int("batch_size", 128, 1024, log=True),
-        epochs=trial.suggest_int("epochs", 1, 3),
-        augmentation=trial.suggest_float("augmentation", 0, 1),
+        epochs=trial.suggest_int("epochs", 1, 4),
     )
 
 
@@ -163,7 +162,7 @@ def list_runs(study: Study, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
             shape["run"] = f"{'mine' if 'own' in facts else 'trial'} {trial.number}"
             rows.append(facts | shape | {"hidden": "-".join(map(str, facts["hidden"])) or "none"})
     table = pd.DataFrame(rows, columns=columns).sort_values("accuracy", ascending=False, kind="stable")
-    table = table.round({"accuracy": 4, "seconds": 1, "augmentation": 2})
+    table = table.round({"accuracy": 4, "seconds": 1})
     return table.set_index(pd.RangeIndex(1, len(table) + 1))
 
 
