@@ -383,6 +383,15 @@ def faint(ink, rng):
     return to_bytes(page + rng.normal(0, 0.006, page.shape))
 
 
+def soft_pencil(ink, rng):
+    """A pencil that is hardly darker than the shadow that lies on the page."""
+    paper = rng.uniform(0.6, 0.95)
+    page = paint(place(ink, 120, 120, 3), paper, paper * (1 - rng.uniform(0.3, 0.5))) * make_light(
+        120, 120, rng
+    )
+    return to_bytes(page + rng.normal(0, 0.01, page.shape))
+
+
 def blurred(ink, rng):
     """Out of focus, or enlarged from few pixels."""
     page = paint(place(ink, 120, 120, 3), 0.9, rng.uniform(0.2, 0.5))
@@ -410,6 +419,7 @@ KINDS = {
     "photograph": (from_mnist, photograph, 0.96),
     "sheet on a table": (from_mnist, on_table, 0.95),
     "faint": (from_mnist, faint, 0.97),
+    "soft pencil, shadow": (from_mnist, soft_pencil, 0.78),
     "blurred": (from_mnist, blurred, 0.8),
     "tight crop": (from_mnist, tight, 0.96),
     "bold, tight crop": (from_mnist, bold_tight, 0.88),

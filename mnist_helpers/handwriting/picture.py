@@ -241,13 +241,13 @@ def _find_even_paper(grey: np.ndarray) -> float | None:
 def _has_light_ink(grey: np.ndarray, even: float | None) -> bool:
     """Whether what stands out from `even` paper, or from its surroundings, is brighter than they are."""
     # Strokes make the differences from the local mean lopsided, a shadow's edge does not. Of two sizes of
-    # surroundings, the wide one is for a thick digit that fills the picture, the narrow one for a small
-    # digit.
+    # surroundings, the wide one is for a thick digit that fills the picture (yet wider, and shadows would
+    # decide), the narrow one for a small digit.
     grey = _resize(grey, min(1, 256 / max(grey.shape)), Image.Resampling.BOX)
     if even is not None:
         return ((grey - even) ** 3).mean() > 0
     skewness = 0.0
-    for part in (4, 24):
+    for part in (6, 24):
         local = grey - ndimage.gaussian_filter(grey, max(grey.shape) / part, mode="nearest")
         skewness += (local**3).mean() / ((local**2).mean() ** 1.5 + 1e-9)
     return skewness > 0
