@@ -247,7 +247,7 @@ def _has_light_ink(grey: np.ndarray, even: float | None) -> bool:
     if even is not None:
         return ((grey - even) ** 3).mean() > 0
     skewness = 0.0
-    for part in (6, 24):
+    for part in (5, 24):
         local = grey - ndimage.gaussian_filter(grey, max(grey.shape) / part, mode="nearest")
         skewness += (local**3).mean() / ((local**2).mean() ** 1.5 + 1e-9)
     return skewness > 0
