@@ -493,7 +493,7 @@ def test_table_is_short_and_best_first(study, storage):
         "0.001235",
         "256-128",
     ]
-    assert max(map(len, lines)) < 80  # a text page is that wide
+    assert max(map(len, lines)) < 80
     assert list_runs(open_study(*DIGITS, storage, suggest_few)).empty
 
 
