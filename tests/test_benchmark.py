@@ -30,6 +30,12 @@ EXPECTED = {  # option: what the command prints, line by line
 TINY = Config(hidden=(8,), hard_fraction=0.5, batch_size=16, epochs=2)
 
 
+def test_final_recipe_is_what_the_notebook_trains():
+    notebook = (data.PROJECT_ROOT / "notebook.ipynb").read_text("utf-8")
+    assert f'"{benchmark.FINAL}\\n"' in notebook  # printed by 4.6 in the committed run
+    assert f"FLAGS = {benchmark.FLAGS} " in notebook
+
+
 def test_commands_are_named():
     """All the parts, and both forms of the whole; an unknown option would fail below."""
     used = {word for command in COMMANDS for word in command.split()[1:] if word.startswith("--")}
