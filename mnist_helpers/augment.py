@@ -1,69 +1,144 @@
-"""New handwriting from old: random warps of a whole batch of digits at once."""
+"""New handwriting from old: random warps of a batch of digits, and ones with a flag."""
 
 import math
+import random
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_helpers.data import IMAGE_SIZE
+from mnist_helpers.data import IMAGE_SIZE, Digits
 
 GRID = 7  # the elastic field is drawn on GRID x GRID points and smoothed
 SMOOTHNESS = 4.0  # pixels; the sigma that Simard et al. found best
+# How far each pixel lies to the right of the middle of the image and below it: [2, 784]
+STEPS = torch.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
+PLACES = torch.stack(torch.meshgrid(STEPS, STEPS, indexing="xy")).flatten(1)
 
 
 @dataclass
 class RandomWarp:
-    """A transform that draws every digit of a batch anew, as another hand might have written it.
+    """A transform that draws every digit of a batch anew, as another hand might have.
 
-    Affine and elastic deformation after Simard, Steinkraus and Platt 2003, "Best practices for convolutional
-    neural networks applied to visual document analysis". Each value is the largest deviation, drawn evenly.
+    Affine and elastic deformation after Simard, Steinkraus and Platt 2003, "Best
+    practices for convolutional neural networks applied to visual document analysis".
+
+    strength: scales all that follows; 0 changes nothing.
+    generator: where the random numbers come from, on the device of the images; without
+        one, PyTorch's own.
+    rotation (degrees), scale (a fraction, for width and height separately), shear (a
+        fraction of the height), shift (pixels, in both directions): the largest
+        deviation, drawn evenly.
+    elastic: pixels, twice the standard deviation of a pixel's displacement.
     """
 
-    strength: float = 1.0  # scales all of them; 0 changes nothing
-    rotation: float = 12.0  # degrees
-    scale: float = 0.12  # fraction, for width and height on their own
-    shear: float = 0.2  # fraction of the height
-    shift: float = 2.0  # pixels, in both directions
-    elastic: float = 2.0  # pixels; twice the standard deviation of the displacement
-    fade: float = 0.0  # share of the strength that is gone after `steps` batches, falling evenly
-    steps: int = 1
-    seed: int = 0
-    device: torch.device | str = "cpu"  # where the images are
+    strength: float = 1.0
+    generator: torch.Generator | None = None
+    rotation: float = 12.0
+    scale: float = 0.12
+    shear: float = 0.2
+    shift: float = 2.0
+    elastic: float = 2.0
 
     def __post_init__(self):
-        self.generator = torch.Generator(self.device).manual_seed(self.seed)
-        self.calls = 0
-        turn, shift = math.radians(self.rotation), self.shift * 2 / IMAGE_SIZE
-        largest = [turn, self.scale, self.scale, self.shear, shift, shift]
-        self.largest = torch.tensor(largest, device=self.device)[:, None]
-        pixels, points = torch.arange(IMAGE_SIZE), torch.linspace(0, IMAGE_SIZE - 1, GRID)[:, None]
-        bumps = torch.exp(-((pixels - points) ** 2) / (2 * SMOOTHNESS**2))
-        bumps /= bumps.square().sum(dim=0).sqrt()  # noise of variance 1 displaces with variance 1
-        place = ((2 * pixels + 1) / IMAGE_SIZE - 1).expand(IMAGE_SIZE, IMAGE_SIZE)
-        plane = torch.stack([place, place.T, torch.ones_like(place)]).flatten(1)
-        # What a warp is a weighted sum of: across, down, one, and a bump at each point of the coarse grid.
-        self.fields = torch.cat([plane, torch.kron(bumps, bumps)]).to(self.device)
+        # A smooth bump at each point of the coarse grid: noise of variance 1 as their
+        # weights moves every pixel with variance 1.
+        points = torch.linspace(STEPS[0], STEPS[-1], GRID)[:, None]
+        bumps = torch.exp(-((STEPS - points) ** 2) / (2 * SMOOTHNESS**2))
+        bumps /= bumps.norm(dim=0)
+        # What a warp is a weighted sum of: right, down, ones and bumps, [3 + 49, 784]
+        self.fields = torch.cat(
+            [PLACES, torch.ones_like(PLACES[:1]), torch.kron(bumps, bumps)]
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """`[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1."""
-        strength = self.strength * (1 - self.fade * min(1.0, self.calls / self.steps))
-        self.calls += 1
-        affine = self._draw_affine(len(images), strength)
-        noise = torch.randn(len(images), 2, GRID * GRID, generator=self.generator, device=self.device)
-        weights = torch.cat([affine, noise * (self.elastic * strength / IMAGE_SIZE)], dim=2)
-        places = weights.flatten(0, 1) @ self.fields  # one matrix product, faster than its parts
-        places = places.view(-1, 2, IMAGE_SIZE, IMAGE_SIZE).permute(0, 2, 3, 1)
-        # Bilinear would blur: the network would train on softer digits than it is tested on.
-        pictures = images[:, None].float() / 255
-        return F.grid_sample(pictures, places, mode="bicubic", align_corners=False).squeeze(1).clamp(0, 1)
+        if not self.strength:
+            return images / 255
+        source = {
+            "generator": self.generator,
+            "device": images.device,
+        }
+        affine = self._make_affine(torch.rand(6, len(images), **source))
+        noise = torch.randn(len(images), 2, GRID * GRID, **source)
+        noise *= self.strength * self.elastic / 2
+        weights = torch.cat([affine, noise], dim=2)
+        weights /= IMAGE_SIZE / 2  # sampling counts from -1 to 1
+        self.fields = self.fields.to(images.device)
+        places = weights @ self.fields  # [batch, 2, 784]; faster than part by part
+        # Bilinear would blur: the network would train on softer digits than it reads.
+        warped = F.grid_sample(
+            images[:, None] / 255,
+            places.mT[:, None],  # as if the image were one long row
+            "bicubic",
+            align_corners=False,
+        )
+        return warped.view_as(images).clamp_(0, 1)  # bicubic sampling overshoots
 
-    def _draw_affine(self, batch: int, strength: float) -> Tensor:
-        """Matrices `[batch, 2, 3]` that map a place in the new image to the place it is copied from."""
-        draws = torch.rand(6, batch, generator=self.generator, device=self.device) * 2 - 1
-        angle, width, height, shear, right, down = draws * self.largest * strength
-        cos, sin, width, height = angle.cos(), angle.sin(), 1 + width, 1 + height
-        across = torch.stack([cos * width, (cos * shear - sin) * height, right], dim=1)
-        along = torch.stack([sin * width, (sin * shear + cos) * height, down], dim=1)
-        return torch.stack([across, along], dim=1)
+    def _make_affine(self, draws):
+        """Maps `[batch, 2, 3]`, in pixels, from random numbers `[6, batch]` in 0..1."""
+        draws = self.strength * (2 * draws - 1)
+        angle = math.radians(self.rotation) * draws[0]
+        cos, sin = angle.cos(), angle.sin()
+        width, height = 1 + self.scale * draws[1:3]
+        shear = self.shear * draws[3]
+        right, down = self.shift * draws[4:]
+        # Scaled in width and height, then sheared, then turned, then shifted
+        entries = (
+            cos * width,
+            (cos * shear - sin) * height,
+            right,
+            sin * width,
+            (sin * shear + cos) * height,
+            down,
+        )
+        return torch.stack(entries, 1).view(-1, 2, 3)
+
+
+def add_flags(digits: Digits, share: float, seed: int = 0) -> Digits:
+    """The digits with a flag, a base or both drawn on `share` (0 to 1) of the ones.
+
+    MNIST's writers were American, and their 1 is a bare stroke. Much of the world
+    writes it with a flag, some with a base. A one that has either already stays as it
+    is. The same `seed` chooses and draws the same.
+    """
+    chance = random.Random(seed)
+    images = digits.images.clone()
+    for index in (digits.labels == 1).nonzero().flatten().tolist():
+        if chance.random() < share:
+            images[index] = _draw_flag(images[index].cpu(), chance)
+    return Digits(images, digits.labels, digits.name)
+
+
+def _draw_flag(image, chance):
+    """A one `[28, 28] uint8` with a flag, a base or both, if it is a bare stroke."""
+    ink = image.flatten() / 255 + 1e-6  # more than nothing, for an empty image
+    (wide, slant), (_, tall) = torch.cov(PLACES, aweights=ink).tolist()
+    slope = slant / tall  # of the stem: pixels to the right for each one down
+    if wide - slope * slant > 0.1 * tall:  # ink lies far from the stem
+        return image
+    half = math.sqrt(3 * tall)  # of the height of an even stroke
+    radius = ink.sum() / half / math.hypot(1, slope) / 4
+    # An upright stem from -1 to 1 becomes this one: slanted, longer and moved.
+    frame = (half - radius) * torch.tensor([[1, 0], [slope, 1]])
+    dots = _plan_flag(chance) @ frame + PLACES @ ink / ink.sum()
+    distance = torch.cdist(PLACES.T, dots).amin(1)
+    ink = torch.maximum(ink, (radius + 0.5 - distance).clamp(0, 1))
+    # MNIST's form again: centred, by whole pixels, since half of one would blur.
+    shift = (0.5 - PLACES @ ink / ink.sum()).round().int().tolist()
+    return (ink * 255).round().byte().view_as(image).roll(shift, (1, 0))
+
+
+def _plan_flag(chance):
+    """Where a pen goes for a flag, a base or both: `[dots, 2]`, right and down."""
+    size = chance.uniform(0.15, 0.95)  # as part of the stem
+    # A long flag keeps close to the stem, or it would make a 7.
+    angle = math.pi / 2 * (chance.uniform(0.22, 0.85) - 0.3 * size)
+    direction = torch.tensor([-math.sin(angle), math.cos(angle)])
+    flag = torch.outer(torch.linspace(0, 2 * size, 40), direction)
+    flag[:, 1] -= 1  # from the top of the stem
+    across = chance.uniform(0.25, 1.0) * torch.linspace(-1, 1, 40)
+    base = torch.stack([across, torch.ones(40)], 1)
+    parts = chance.choice([[flag], [flag], [flag, base], [base]])
+    return torch.cat(parts)

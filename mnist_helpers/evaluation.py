@@ -1,17 +1,16 @@
 """How good a model is on digits that it has not been trained on."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model says about `N` images: logits `[N, 10] float32` beside the true labels `[N] int64`."""
+    """Logits `[N, 10] float32` of a model beside the true labels `[N] int64`."""
 
     logits: Tensor
     labels: Tensor
@@ -19,7 +18,7 @@ class Evaluation:
     @cached_property
     def loss(self) -> float:
         """Mean cross-entropy over all images, in nats."""
-        return F.cross_entropy(self.logits, self.labels).item()
+        return nn.functional.cross_entropy(self.logits, self.labels).item()
 
     @cached_property
     def predictions(self) -> Tensor:
@@ -43,13 +42,19 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader) -> Evaluation:
-    """The model's logits for every image of `loader`, on the CPU; the model is left in the mode it was in."""
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        answers = [(model(pixels.to(device)), labels) for pixels, labels in loader]
-    finally:
-        model.train(training)
-    logits, labels = zip(*answers, strict=True)
+def evaluate(model: nn.Module, loader: torch.utils.data.DataLoader) -> Evaluation:
+    """The model's logits for every image of `loader`, on the CPU.
+
+    A copy of the model is asked, with batch norm and dropout as in use, so that each
+    layer of the model itself stays as it is. `ValueError` if there are no digits.
+    """
+    model = copy.deepcopy(model).eval()
+    device = next(model.parameters()).device
+    logits = []
+    labels = []
+    for pixels, digits in loader:
+        logits.append(model(pixels.to(device)))
+        labels.append(digits)
+    if not logits:
+        raise ValueError("the loader has no digits to evaluate the model on")
     return Evaluation(torch.cat(logits).cpu(), torch.cat(labels).cpu())

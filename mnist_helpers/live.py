@@ -1,70 +1,94 @@
-"""Progress while a network trains in the notebook, and what stays of it in the saved file."""
+"""Progress while a network trains in the notebook, and what stays of it in the file."""
 
-import base64
-import inspect
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from math import isnan
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 from IPython import get_ipython
-from IPython.display import DisplayHandle, Markdown
+from IPython.display import DisplayHandle
 
-from mnist_helpers.plots import plot_history, render_png
-from mnist_helpers.training import Epoch
+from mnist_helpers.plots import plot_history
+from mnist_helpers.training import Epoch, TrainingError
 
 
-def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> Iterator[Epoch]:
-    """Hand on every record of `fit`, drawing the curves; the stop button keeps the last complete epoch."""
-    # Drawing takes about 3% of the time. Outside a notebook nothing is displayed.
-    history, start, shown, cost, ending = [], time.perf_counter(), 0.0, 0.0, ""
-    place = DisplayHandle() if get_ipython() else None
+def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[Epoch]:
+    """Train to the end of `epochs` while the curves of loss and accuracy grow.
 
-    def draw(length: int, text: str, show: Callable) -> None:
-        picture = base64.b64encode(render_png(plot_history(history, length, text))).decode()
-        step = -(-len(history) // 12)  # of a long training a dozen lines are kept
-        kept = (1, 2, 3, len(history))
-        lines = [describe_epoch(e) for e in history if e.number in kept or e.number % step == 0]
-        page = {"image/png": picture, "text/plain": "\n".join([text, *lines])}
-        show(page, raw=True, metadata={"image/png": {"alt": text}})
+    Returns the records. A stop keeps those of the complete epochs; before there is one,
+    it raises `KeyboardInterrupt`. `TrainingError` is shown and raised.
+    Outside a notebook nothing is shown.
+    """
+    history = []
+    view = DisplayHandle()
+    if get_ipython():
+        view.display({"text/plain": title}, raw=True)
 
-    if place:
-        draw(total, f"{title}: 0/{total} epochs", place.display)
+    def draw(text: str) -> None:
+        if get_ipython():
+            picture, alt = plot_history(history, total, text)._repr_png_()
+            lines = [text]
+            step = len(history) // 13 + 1  # a dozen lines of a long training
+            for epoch in reversed(history[::-step]):
+                about = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s   "
+                lines.append(about + describe_losses(epoch))
+            bundle = {"image/png": picture, "text/plain": "\n".join(lines)}
+            view.update(bundle, raw=True, metadata={"image/png": alt})
+            write_to_terminal(text)
+
+    start = time.perf_counter()
+    due = 0.0
     try:
+        draw(f"{title}: 0 of {total} epochs")
         for epoch in epochs:
             history.append(epoch)
-            now, done = time.perf_counter(), len(history)
-            if place and now - shown > 35 * cost:
+            now = time.perf_counter()
+            if now > due:
+                done = len(history)
                 left = (now - start) / done * (total - done)
-                draw(total, f"{title}: {done}/{total} epochs, {left:.0f} s left", place.update)
-                shown = time.perf_counter()
-                cost = shown - now
-            yield epoch
+                draw(f"{title}: {done} of {total} epochs, {left:.0f} s left")
+                # So drawing takes about 3% of the time.
+                due = now + 30 * (time.perf_counter() - now)
+        seconds = time.perf_counter() - start
+        text = f"{title}: {len(history)} epochs in {seconds:.0f} s; "
+        draw(text + describe_losses(history[-1]))
+    except TrainingError as error:
+        draw(f"{title}: {error}")
+        raise
     except KeyboardInterrupt:
         if not history:
             raise
-        ending = ", stopped: the model of the last complete epoch is kept"
-    finally:
-        if place and history:
-            done, accuracy = len(history), history[-1].validation_accuracy
-            right = "" if isnan(accuracy) else f"{accuracy:.2%} of the validation digits right after "
-            seconds = time.perf_counter() - start
-            draw(done, f"{title}: {right}{done} epochs in {seconds:.0f} s{ending}", place.update)
+        with suppress(KeyboardInterrupt):  # a second one, while this is drawn
+            draw(
+                f"{title}: stopped after {len(history)} of {total} epochs; "
+                "the network of the last complete epoch is kept"
+            )
+    return history
 
 
-def describe_epoch(epoch: Epoch) -> str:
-    """One line of numbers."""
-    line = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s   training loss {epoch.train_loss:.4f}"
-    validation = f"   validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.2%}"
-    return line if isnan(epoch.validation_loss) else line + validation
+def describe_losses(epoch: Epoch) -> str:
+    """The numbers of an epoch, without those of validation where there are none."""
+    text = f"training loss {epoch.train_loss:.4f}"
+    if math.isnan(epoch.validation_loss):
+        return text
+    text += f", validation loss {epoch.validation_loss:.4f}"
+    return f"{text}, accuracy {epoch.validation_accuracy:.2%}"
 
 
-def show_source(*objects) -> Markdown:
-    """The code of functions or classes of the package, as one coloured block."""
-    return Markdown("```python\n" + "\n\n".join(inspect.getsource(item) for item in objects) + "```")
+def write_to_terminal(text: str) -> None:
+    """Overwrite a line of the terminal that papermill or Jupyter runs in, if any."""
+    # The kernel has no terminal of its own, and what it prints belongs to a cell.
+    with suppress(OSError, TypeError, AttributeError, psutil.Error):
+        path = psutil.Process().parent().terminal()
+        Path(path).write_text(f"\r{text:<79}")
 
 
-def show_table(heading: Sequence, *rows: Sequence) -> Markdown:
-    """Rows of text and numbers as a Markdown table, which every viewer of notebooks can show."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    cells = [[str(cell).replace("|", "&#124;") for cell in line] for line in lines]
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in cells))
+def shorten_stops() -> None:
+    """From now on a stopped cell ends in one line instead of a traceback."""
+
+    def print_line(*details, **options) -> None:
+        print("Stopped: complete epochs and trials are kept.")
+
+    get_ipython().set_custom_exc((KeyboardInterrupt,), print_line)

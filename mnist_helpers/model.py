@@ -6,7 +6,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,79 +16,114 @@ from mnist_helpers.data import NUM_CLASSES, NUM_PIXELS
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
-class ModelError(RuntimeError):
-    """A model file cannot be used; the message says why and what to do."""
-
-
 class MLP(nn.Module):
-    """A multilayer perceptron: pixels `[batch, 784] float32` -> logits `[batch, 10] float32`."""
+    """A multilayer perceptron: pixels `[batch, 784]` -> logits `[batch, 10]`, float32.
 
-    def __init__(self, hidden: Sequence[int] = (256, 128), activation="relu", batch_norm=False, dropout=0.0):
+    Arguments: the units of each hidden layer, the function after each, whether its
+    outputs are normalised over the batch, and the fraction of them that is silenced.
+    """
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (256, 128),
+        activation: str = "relu",
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        layers, sizes = [], [NUM_PIXELS, *map(int, hidden)]
-        self.options = dict(hidden=tuple(sizes[1:]), activation=activation)
-        self.options |= dict(batch_norm=bool(batch_norm), dropout=float(dropout))
-        for inputs, outputs in pairwise(sizes):
+        layers = []
+        inputs = NUM_PIXELS
+        for outputs in hidden:
             layers.append(nn.Linear(inputs, outputs))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(outputs))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], NUM_CLASSES))
+            inputs = outputs
+        layers.append(nn.Linear(inputs, NUM_CLASSES))
+        self.layers = nn.Sequential(*layers).float()
+        self.activation = activation
+        self.register_state_dict_post_hook(_note_activation)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits, the unnormalised scores of the ten digits; `ValueError` names a wrong shape or dtype."""
-        if pixels.ndim < 2 or pixels.shape[1:].numel() != NUM_PIXELS or pixels.dtype != torch.float32:
-            given = f"{list(pixels.shape)} {str(pixels.dtype).removeprefix('torch.')}"
-            wanted = "[batch, 784] or [batch, 28, 28] float32"
-            raise ValueError(f"expected {wanted}, got {given}: pass images through TRANSFORM first")
+        """The scores of the ten digits; `ValueError` for pixels of a wrong shape."""
+        _check_pixels(pixels)
         return self.layers(pixels.flatten(1))
 
-    def get_extra_state(self) -> dict:
-        """What PyTorch keeps in the `state_dict` besides the weights, so that a file alone can be loaded."""
-        return self.options
 
-    def set_extra_state(self, state: dict) -> None:
-        """`ValueError` where the weights belong to another network; `load_model` builds the right one."""
-        if state != self.options:
-            raise ValueError(f"the weights belong to MLP(**{state}), this is MLP(**{self.options})")
+def _check_pixels(pixels):
+    """Say what was given and wanted, instead of an error from deep inside torch."""
+    if (
+        pixels.shape[1:] not in [(NUM_PIXELS,), (28, 28)]
+        or pixels.dtype != torch.float32
+    ):
+        raise ValueError(
+            "expected [batch, 784] or [batch, 28, 28] float32, got "
+            f"{list(pixels.shape)} {pixels.dtype}: pass images through TRANSFORM first"
+        )
+
+
+def _note_activation(model, state, prefix, metadata):
+    """Note beside the tensors of a `state_dict` what they do not tell."""
+    state._metadata["activation"] = model.activation
+
+
+class ModelError(RuntimeError):
+    """A model file cannot be used; the message says why and what to do."""
 
 
 @contextmanager
 def write_safely(path: str | Path) -> Iterator[Path]:
-    """A temporary name to write to: a crash leaves the old `path` or the new one, never half a file."""
+    """A temporary name to write to, renamed to `path` when all of it is on the disk.
+
+    A crash leaves the old `path` or the new one, never half a file. Raises `ModelError`
+    where it cannot be written, `FileNotFoundError` if there is no such folder.
+    """
     path = Path(path).resolve()  # a link stays a link
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    free = shutil.disk_usage(path.parent).free
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's own words hide a full disk
+        raise ModelError(
+            f"{path} cannot be written, with {free:,} bytes free on its disk ({error})"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def load_model(path: str | Path) -> MLP:
-    """The `MLP` saved in `path`, on the CPU, ready to evaluate; `ModelError` for a file that is no good."""
+    """The `MLP` saved in `path`, on the CPU, ready to evaluate.
+
+    The sizes are read off the weights. Raises `ModelError` for a file that is no good.
+    """
     try:
-        head = Path(path).read_bytes()[:40]
-        with zipfile.ZipFile(path) as archive:  # PyTorch itself does not look at the checksums
-            # 0x10 marks a folder, which PyTorch takes for zeros.
-            if archive.testzip() or any(file.external_attr & 0x10 for file in archive.infolist()):
-                raise zipfile.BadZipFile
-        state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code
-        model = MLP(**state["_extra_state"])
-        model.load_state_dict(state)
-        return model.eval()
-    except OSError as error:
-        cause = f"cannot be read ({error.strerror})"
+        return _read_model(path).eval()
     except pickle.UnpicklingError:
-        cause = "holds more than weights; its code was not run. Save `model.state_dict()`, not the model"
-    except zipfile.BadZipFile:
-        cause = f"is damaged, cut short or no model file: it begins with {head!r}" if head else "is empty"
-    except Exception as error:  # an archive of something else; PyTorch reports that in a dozen ways
-        cause = f"holds no MLP of this project ({error!r:.200})"
+        cause = "holds more than weights; its code was not run. Save `state_dict()`"
+    except Exception as error:  # PyTorch reports damage and other contents in many ways
+        cause = f"cannot be read, or holds no MLP of this project ({error!r:.200})"
     raise ModelError(f"{path} {cause}. Run the notebook again, or take an intact copy.")
+
+
+def _read_model(path):
+    """An `MLP` with the weights in `path`, whatever stands before their names.
+
+    `torch.compile` and `DataParallel` put something there.
+    """
+    with zipfile.ZipFile(path) as archive:
+        folders = any(entry.external_attr & 0x10 for entry in archive.infolist())
+        # PyTorch does not look at the checksums, and takes a folder for zeros.
+        if folders or archive.testzip():
+            raise ValueError("its content has changed")
+    state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code
+    sizes = [len(weight) for weight in state.values() if weight.ndim == 2]
+    batch_norm = "running_mean" in " ".join(state)
+    model = MLP(sizes[:-1], state._metadata["activation"], batch_norm)
+    weights = zip(model.state_dict(), state.values(), strict=True)
+    model.load_state_dict(dict(weights))
+    return model

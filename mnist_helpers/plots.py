@@ -1,134 +1,208 @@
-"""The figures of the notebook: each function takes numbers or images and returns a `Figure`."""
+"""The figures and tables of the notebook; each is the last line of a cell."""
 
+import inspect
 import io
-from collections.abc import Sequence
+import math
+from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
+import pygments.formatters
+import pygments.lexers
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator
 from PIL import Image
+from scipy.special import expit, logit
 from torch import Tensor
 
-# Colours by Okabe and Ito: safe for colour-blind eyes
+# Colours by Okabe and Ito: safe for colour-blind eyes.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999"
-ERROR_TICKS = [0.9, 0.5, 0.2, 0.1, 0.05, 0.04, 0.03, 0.025, 0.02, 0.015, 0.01, 0.007, 0.005, 0.002, 0.001]
 STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 12,
+    "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000"]),
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PINK, GREY]),
+    "lines.marker": "o",
+    "lines.markersize": 3,
     "legend.frameon": False,
-    "figure.facecolor": "white",  # legible on a dark page too
+    "image.cmap": "gray_r",  # dark ink on light paper
+    "image.interpolation": "nearest",
 }
-in_style = matplotlib.style.context(["default", STYLE])  # whatever style the reader has chosen elsewhere
+# Decorates each function that draws: the reader's own style changes nothing.
+in_style = matplotlib.style.context(["default", STYLE])
+ACCURACY_TICKS = [0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1]
+# The pages that nbconvert writes would show code in a proportional font.
+CODE_STYLE = "font: 12px/1.4 monospace; white-space: pre; overflow-x: auto"
 
 
 class NotebookFigure(Figure):
-    """A figure that shows itself as the last line of a notebook's cell."""
+    """A figure that a notebook shows as a small PNG with alternative text."""
 
-    def _repr_png_(self) -> tuple[bytes, dict]:
-        return render_png(self), {"alt": describe_figure(self)}
-
-
-@in_style
-def render_png(figure: Figure) -> bytes:
-    """The figure as a PNG of 128 colours: it looks the same, and keeps notebooks a third of the size."""
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(128).save(packed, "PNG", optimize=True)
-    return packed.getvalue()
-
-
-def describe_figure(figure: Figure) -> str:
-    """Alternative text for those who do not see the figure: its titles, and what its axes show."""
-    parts = [figure.get_suptitle()]
-    for ax in figure.axes:
-        if ax.axison:
-            parts += [ax.get_title(), " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))]
-    return "; ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
+    def _repr_png_(self):
+        texts = [self.get_suptitle()]
+        for ax in self.axes:
+            texts += [ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
+        return render_png(self), {"alt": "; ".join(filter(None, texts))}
 
 
 @in_style
-def make_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] = (9, 3.4), **options):
-    """An empty figure in the notebook's style, and its axes (an array where there are several)."""
-    figure = NotebookFigure(figsize=size, dpi=100, layout="constrained")
+def make_axes(
+    rows: int = 1, columns: int = 1, size: tuple = (9, 3.4), **options
+) -> tuple:
+    """An empty figure in the notebook's style, and its axes.
+
+    `size` is in inches of 100 pixels; `options` go to `Figure.subplots`.
+    Several rows or columns give an array of axes.
+    """
+    figure = NotebookFigure(figsize=size)
     return figure, figure.subplots(rows, columns, **options)
 
 
+@in_style
 def show_image(ax, image: Tensor, **options) -> None:
-    """One image `[28, 28]`, its pixels unsmoothed, dark ink on light paper, without axes."""
-    ax.imshow(np.asarray(image.cpu()), **{"cmap": "gray_r", "interpolation": "nearest"} | options)
+    """One image `[28, 28]` without axes; `options` go to `imshow`."""
+    ax.imshow(image.cpu().numpy(), **options)
     ax.axis("off")
 
 
 @in_style
-def plot_digits(images: Tensor, captions=None, title="", columns=10, **options) -> Figure:
-    """Images `[N, 28, 28]` in rows, each with its caption above; `options` go to `imshow`."""
-    rows = max(1, -(-len(images) // columns))
-    height = 1.0 if captions is None else 1.22
-    figure, axes = make_axes(rows, columns, (9, rows * height + 0.4), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for place, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+def plot_digits(
+    images: Tensor, captions: list = (), title: str = "", columns: int = 10, **options
+) -> Figure:
+    """Images `[N, 28, 28]` in rows, below their captions; `options` go to `imshow`."""
+    rows = math.ceil(len(images) / columns) or 1
+    above = 0.25 if captions else 0.0  # inches for a caption
+    height = rows * (9 / columns + above) + 0.3
+    # Matplotlib's own layout would take seconds for so many axes.
+    figure = NotebookFigure(figsize=(9, height), layout="none")
+    top = 1 - (above + 0.3) / height
+    figure.subplots_adjust(0, 0, 1, top, hspace=above * columns / 9)
+    for index, image in enumerate(images):
+        ax = figure.add_subplot(rows, columns, index + 1)
         show_image(ax, image, **options)
-        if captions is not None:
-            ax.set_title(captions[place], fontsize=10, pad=3)
-    figure.suptitle(title, fontsize=12)
+        if captions:
+            ax.set_title(captions[index], fontsize=10, pad=3)
+    figure.suptitle(title, y=1 - 0.05 / height, va="top")
     return figure
 
 
 @in_style
-def plot_lines(x: Sequence, lines: dict, title: str, xlabel: str, ylabel: str, ax=None, **axis) -> Figure:
-    """Named lines over common `x`, on `ax` if given; accuracies are spread, and `axis` goes to `ax.set`."""
-    ax = make_axes()[1] if ax is None else ax
-    accuracies = "accuracy" in ylabel
+def plot_lines(
+    x,
+    lines: dict,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    ax=None,
+    accuracy: bool = False,
+    **options,
+) -> Figure:
+    """Named lines over common `x`, in a new figure or on `ax`.
+
+    `accuracy=True` is for fractions of right answers (`set_accuracy_scale`);
+    `options` go to `ax.set`, as in `xscale="log"`.
+    """
+    if ax is None:
+        _, ax = make_axes()
+    marker = "o" if len(x) < 60 else ""
     for name, y in lines.items():
-        ax.plot(x, np.subtract(1, y) if accuracies else y, "o-", label=name, markersize=4)
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **axis)
-    if accuracies:
-        spread_accuracies(ax, [accuracy for y in lines.values() for accuracy in y])
-    elif ax.get_yscale() == "log":
-        label_losses(ax)
+        ax.plot(x, y, marker=marker, label=name)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **options)
+    if accuracy:
+        set_accuracy_scale(ax)
     if len(lines) > 1:
         ax.legend()
     return ax.figure
 
 
 @in_style
-def plot_history(history: Sequence, total: int, title: str) -> Figure:
-    """Loss and, where there is a validation split, accuracy after each of `total` epochs of `fit`."""
+def plot_history(history: list, total: int, title: str) -> Figure:
+    """Losses and validation accuracies of up to `total` epochs of `training.fit`.
+
+    Without validation digits (NaN) the training loss alone is drawn.
+    """
     numbers = [epoch.number for epoch in history]
     losses = {"training": [epoch.train_loss for epoch in history]}
-    validated = not history or history[0].validation_loss == history[0].validation_loss  # not nan
+    validation = [epoch.validation_loss for epoch in history]
+    validated = not np.isnan(validation).any()
     figure, axes = make_axes(1, 1 + validated, (9, 3.1), squeeze=False)
     if validated:
-        losses = {"validation": [epoch.validation_loss for epoch in history]} | losses
+        losses["validation"] = validation
         accuracies = {"": [epoch.validation_accuracy for epoch in history]}
-        plot_lines(numbers, accuracies, "", "epoch", "validation accuracy", axes[0, 1])
-    plot_lines(numbers, losses, "", "epoch", "mean loss (nats)", axes[0, 0], yscale="log")
-    for ax in axes[0]:
-        ax.set_xlim(0.5, max(total, 2) + 0.5)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(title, fontsize=12)
+        ylabel = "validation accuracy"
+        plot_lines(numbers, accuracies, "", "epoch", ylabel, axes[0, 1], accuracy=True)
+    plot_lines(numbers, losses, "", "epoch", "mean loss (nats)", axes[0, 0])
+    set_loss_scale(axes[0, 0])
+    for ax in axes.flat:
+        ax.set_xlim(0, total + 0.5)
+        ax.locator_params("x", integer=True)
+    figure.suptitle(title, wrap=True)
     return figure
 
 
-def label_losses(ax) -> None:
-    """Plain numbers on a log scale, at 1, 2 and 5 times the powers of ten: 0.05, not 5 x 10^-2."""
-    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        set_formatter(lambda loss, _: f"{loss:g}" if f"{loss:.0e}"[0] in "125" else "")
-
-
-def spread_accuracies(ax, accuracies: Sequence[float]) -> None:
-    """Turn an axis of errors into one of accuracies, best on top, on which 98% and 99% are far apart."""
-    errors = [max(1 - accuracy, 0.001) for accuracy in accuracies] or [0.5, 0.01]
-    ax.set_ylim(max(errors) * 1.2, min(errors) / 1.2)
+def set_loss_scale(ax) -> None:
+    """A log scale with plain numbers at 1, 2 and 5 times the powers of ten."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(FixedLocator(ERROR_TICKS))
-    ax.yaxis.set_major_formatter(lambda error, _: f"{100 - 100 * error:.4g}%")
-    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5), numticks=5))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
+
+
+def set_accuracy_scale(ax) -> None:
+    """Spread the y axis of what is drawn: 90%, 99% and 99.9% are equally far apart.
+
+    The data stay fractions. The axis reaches from the tick below them to the one above.
+    """
+
+    def stretch(accuracy):  # matplotlib's own `logit` has no place for 0 and 1
+        return logit(np.clip(accuracy, 0.04, 0.9998))
+
+    panels = ax.get_shared_y_axes().get_siblings(ax)
+    limits = np.clip([panel.dataLim.intervaly for panel in panels], 0.01, 1)
+    first = np.searchsorted(ACCURACY_TICKS, limits.min())
+    last = np.searchsorted(ACCURACY_TICKS, limits.max())
+    ticks = ACCURACY_TICKS[first - 1 : last + 1]
+    ax.set_yscale("function", functions=(stretch, expit))
+    ax.set_ylim(ticks[0], ticks[-1])
+    if len(ticks) > 8:  # no room for all their labels
+        ticks = ticks[::2]
+    ax.set_yticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
+
+
+@in_style
+def render_png(figure: Figure) -> bytes:
+    """The figure as a PNG of 128 colours: it looks the same at a third of the size."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn)
+    Image.open(drawn).convert("RGB").quantize(128).save(packed, "PNG")
+    return packed.getvalue()
+
+
+@dataclass
+class RichOutput:
+    """One output in several forms: each viewer shows the best that it can."""
+
+    forms: dict[str, str]  # by MIME type
+
+    def _repr_mimebundle_(self, **options):
+        return self.forms
+
+
+def show_source(*objects) -> RichOutput:
+    """The coloured code of functions, classes or modules."""
+    code = "\n\n".join(inspect.getsource(item) for item in objects)
+    page = pygments.formatters.HtmlFormatter(prestyles=CODE_STYLE)
+    html = pygments.highlight(code, pygments.lexers.PythonLexer(), page)
+    return RichOutput({"text/plain": code, "text/html": html})
+
+
+def show_table(heading: list, *rows: list) -> RichOutput:
+    """Rows of text and numbers as a Markdown table, readable as plain text too."""
+    text = ""
+    for row in [heading, ["---"] * len(heading), *rows]:
+        cells = [str(cell).replace("|", "&#124;") for cell in row]
+        text += "| " + " | ".join(cells) + " |\n"
+    return RichOutput({"text/plain": text, "text/markdown": text})

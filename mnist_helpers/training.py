@@ -1,196 +1,236 @@
-"""Teaching the network: its hyperparameters, the training loop, and which digits an epoch shows."""
+"""Teaching the network: its hyperparameters, and the loop that trains it."""
 
+import copy
 import math
-import operator
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from random import Random
+from typing import Literal
 
-import numpy as np
 import torch
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mnist_helpers.augment import RandomWarp
-from mnist_helpers.data import IMAGE_SIZE, TRANSFORM, BatchSampler, Digits, make_loader
+from mnist_helpers.data import TRANSFORM, Digits, make_loader
 from mnist_helpers.evaluation import evaluate
-from mnist_helpers.model import ACTIVATIONS, MLP
-
-OPTIMIZERS = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-}
-ONE_CYCLE = partial(OneCycleLR, pct_start=0.15)  # half of PyTorch's warm-up: more of the steps are small ones
-CHOICES = {"activation": [*ACTIVATIONS], "optimizer": [*OPTIMIZERS], bool: [False, True]}
-# What a number may be at least (otherwise 0) and at most (otherwise 1e9)
-LOWEST = {"hidden": 1, "learning_rate": 1e-12, "hard_fraction": 1e-6, "batch_size": 2, "epochs": 1}
-HIGHEST = {"dropout": 0.99, "augmentation_fade": 1, "hard_fraction": 1, "seed": 2**32 - 1}
+from mnist_helpers.model import MLP
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
 
-@dataclass(frozen=True)
+@dataclass(
+    frozen=True, config={"strict": True, "extra": "forbid", "allow_inf_nan": False}
+)
 class Config:
-    """The hyperparameters of one training; `ValueError` names one that makes no sense."""
+    """The hyperparameters of one training; `ValueError` names one that makes no sense.
 
-    hidden: tuple[int, ...] = (256, 128)  # units of each hidden layer
-    activation: str = "relu"
+    `hidden`: units of each hidden layer. `dropout`: fraction of them silenced at each
+    step. `learning_rate`: the highest one where `one_cycle` moves it, up from almost
+    nothing and back (Smith and Topin 2018). `augmentation`: strength of the random
+    warps; `augmentation_fade`: the share of it that is gone at the end.
+    `hard_fraction`: fraction of the digits shown in each epoch, hard ones more often.
+    """
+
+    hidden: tuple[PositiveInt, ...] = Field((256, 128), strict=False)  # or a list
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     batch_norm: bool = False
-    dropout: float = 0.0  # fraction of hidden units silenced at each step
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3  # the highest one, where one_cycle moves it
-    one_cycle: bool = False  # warm up, then anneal to almost nothing (Smith and Topin 2018)
-    weight_decay: float = 0.0
-    augmentation: float = 0.0  # strength of the random warps; 1 suits a training of many epochs
-    augmentation_fade: float = 0.0  # share of that strength that is gone at the end of the training
-    hard_fraction: float = 1.0  # fraction of the digits shown each epoch; below 1, hard ones more often
-    batch_size: int = 64
-    epochs: int = 5
-    seed: int = 0
-
-    def __post_init__(self):
-        for field in fields(self):
-            name, kind, given = field.name, field.type, getattr(self, field.name)
-            low, high = LOWEST.get(name, 0), HIGHEST.get(name, 1e9)
-            choices = CHOICES.get(name) or CHOICES.get(kind)
-            wanted = f"one of {choices}" if choices else f"from {low:g} to {high:g}"
-            try:  # NumPy's numbers become Python's own
-                if choices:
-                    value = choices[choices.index(given)]
-                elif kind in (int, float):
-                    value = operator.index(given) if kind is int else float(given)
-                else:
-                    wanted = "whole numbers above 0, as in (256, 128)"
-                    value = tuple(map(operator.index, given))
-                if not choices and not all(low <= number <= high for number in np.atleast_1d(value)):
-                    raise ValueError
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} must be {wanted}, got {given!r}") from None
-            object.__setattr__(self, name, value)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    one_cycle: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+    augmentation: NonNegativeFloat = 0.0
+    augmentation_fade: float = Field(0.0, ge=0, le=1)
+    hard_fraction: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(64, ge=2)
+    epochs: PositiveInt = 5
+    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The record of one epoch; `model` is the network after the latest complete epoch, ready to evaluate."""
+    """The record of one epoch; without validation digits, their numbers are NaN."""
 
     number: int
-    train_loss: float
+    train_loss: float  # mean cross-entropy in nats, measured while training
     validation_loss: float
-    validation_accuracy: float
-    learning_rate: float
-    seconds: float
-    model: nn.Module
-
-
-class HardDigits(BatchSampler):
-    """Draws a fraction of the digits each epoch, without repeats, in proportion to their latest losses.
-
-    Most soon have nothing left to teach: importance sampling after Katharopoulos and Fleuret 2018 ("Not all
-    samples are created equal"), with losses that cost nothing, since they come from training itself.
-    """
-
-    def __init__(self, digits: int, fraction: float, batch_size: int, generator: torch.Generator):
-        super().__init__(max(2, round(digits * fraction)), batch_size, generator)
-        self.losses = torch.full((digits,), 3.0, device=generator.device)  # not yet seen: hard
-
-    def draw_order(self) -> Tensor:
-        # Easy ones come back at times, and mislabelled ones do not take over.
-        self.order = torch.multinomial(self.losses.clamp(0.02, 2.0), self.size, generator=self.generator)
-        return self.order
-
-    def update(self, losses: Tensor) -> None:
-        """Take over the losses `[size]` of the digits drawn last, in the order drawn."""
-        self.losses[self.order[: len(losses)]] = losses
+    validation_accuracy: float  # a fraction
+    learning_rate: float = math.nan  # of the epoch's first step
+    seconds: float = math.nan
 
 
 def choose_device() -> tuple[torch.device, str]:
     """The fastest device that can really train, and why that one."""
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
-    images, labels = torch.zeros(16, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), torch.arange(16) % 10
-    parts = dict(batch_norm=True, dropout=0.1, one_cycle=True, augmentation=1, hard_fraction=0.5)
+    if not torch.accelerator.is_available():
+        return torch.device("cpu"), "no graphics card was found"
+    device = torch.accelerator.current_accelerator()
+    digits = Digits(torch.zeros(10, 28, 28).byte(), torch.arange(10))
+    config = Config(batch_norm=True, dropout=0.1, augmentation=1, hard_fraction=0.5)
     try:
-        digits = Digits(images, labels).to(found or "cpu")
-        list(fit(Config((8,), epochs=1, batch_size=4, **parts), digits, digits))
-    except Exception as error:
-        cause = (str(error) or repr(error)).splitlines()[0]
-        return torch.device("cpu"), f"{found} was found but failed: {cause}"
-    return torch.device(found or "cpu"), "a trial training worked" if found else "no graphics card was found"
+        score_config(config, digits.to(device), digits.to(device))
+    except Exception as error:  # whatever a driver may raise
+        return torch.device("cpu"), f"{device} was found but failed: {error!r:.200}"
+    return device, "a trial training worked"
 
 
-def train_epoch(model, loader, loss_function, optimizer, scheduler=None) -> Tensor:
+def make_model(config: Config, device="cpu") -> MLP:
+    """A fresh `MLP`; the same config gives the same weights to start from."""
+    with random_numbers(device, config.seed):
+        return MLP(
+            config.hidden, config.activation, config.batch_norm, config.dropout
+        ).to(device)
+
+
+def make_optimizer(model: MLP, config: Config) -> Optimizer:
+    """The optimizer of `config`, for the weights of `model`."""
+    kind = {
+        "adam": Adam,
+        "adamw": AdamW,
+        "sgd": partial(SGD, momentum=0.9, nesterov=True),
+    }[config.optimizer]
+    return kind(
+        model.parameters(),
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,  # one pass over the weights instead of ten: faster
+    )
+
+
+@torch.enable_grad()
+def train_epoch(
+    model: MLP, loader: Iterable, loss_function, optimizer, scheduler=None
+) -> Tensor:
     """Show the model every batch of `loader` once and improve it after each.
 
-    `loss_function` gives one loss per image (`reduction="none"`); they are returned, `[N] float32`.
+    `loss_function` gives one loss per image (`reduction="none"`). They are returned,
+    `[N] float32`. `TrainingError` if they are no numbers any more. After an error or
+    a stop, the model has the weights from before the epoch.
     """
     model.train()
     losses = []
-    for pixels, labels in loader:
-        optimizer.zero_grad()
-        logits = model(pixels)
-        loss = loss_function(logits, labels)
-        loss.mean().backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        if scheduler is not None:
-            scheduler.step()
+    with undo_if_stopped(model):
+        for pixels, labels in loader:
+            optimizer.zero_grad()
+            logits = model(pixels)  # [batch, 10]
+            loss = loss_function(logits, labels)  # [batch]
+            loss.mean().backward()
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+            losses.append(loss.detach())
+        if not all(value.isfinite().all() for value in (*losses, *model.parameters())):
+            raise TrainingError(
+                f"with batches of {len(losses[0])}, the loss stopped being a number: "
+                f"try a tenth of the learning rate ({optimizer.defaults['lr']:.2g}), "
+                "or look for bad pixels"
+            )
     return torch.cat(losses)
 
 
 def fit(
-    config: Config, train: Digits, validation: Digits | None = None, transform=TRANSFORM, shuffle: bool = True
+    model: MLP, config: Config, train: Digits, validation: Digits | None = None
 ) -> Iterator[Epoch]:
-    """Train a fresh `MLP` on the device of the digits; yields a record after every epoch.
+    """Train `model` as `config` says, on the device of the digits.
 
-    Model, optimizer and data order all come from `config` and its seed: the same call gives the same result.
-    Raises `TrainingError` when the loss stops being a number; the records yielded before keep their model.
+    Yields a record after every epoch. A fresh model, the same config and digits give
+    the same result. Raises `TrainingError` when the loss stops being a number; after
+    that or a stop, the model has the weights of the last complete epoch. `ValueError`
+    if there are not two digits for an epoch.
     """
-    device = train.images.device
-    cards = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cards), torch.inference_mode(False):
-        torch.manual_seed(config.seed)
-        model = MLP(config.hidden, config.activation, config.batch_norm, config.dropout).to(device)
-        finished = MLP(**model.options).to(device).eval()
-        loader = make_training_loader(config, train, transform, shuffle)
+    count = round(len(train) * config.hard_fraction)  # digits shown in an epoch
+    if count % config.batch_size == 1:
+        count -= 1  # batch norm refuses a batch of one
+    if count < 2:
+        raise ValueError(f"an epoch takes two digits at least, and {count} are left")
+    optimizer = make_optimizer(model, config)
+    scheduler = None
+    # Up for 15% of the steps, then down to nothing. PyTorch lowers the momentum
+    # (Adam's first beta) while the rate is high.
+    if config.one_cycle:
+        scheduler = OneCycleLR(
+            optimizer,
+            config.learning_rate,
+            config.epochs * math.ceil(count / config.batch_size),
+            pct_start=0.15,
+        )
     loss_function = nn.CrossEntropyLoss(reduction="none")
-    make_optimizer = OPTIMIZERS[config.optimizer]
-    optimizer = make_optimizer(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    steps = config.epochs * len(loader)
-    scheduler = ONE_CYCLE(optimizer, config.learning_rate, steps) if config.one_cycle else None
-    for number in range(1, config.epochs + 1):
+    losses = torch.full_like(train.labels, 3.0, dtype=torch.float32)  # unseen: hard
+    for done in range(config.epochs):
         start = time.perf_counter()
-        # Dropout draws from torch's common generators: they are seeded here, and nobody else's numbers move.
-        # Gradients are on in here, and afterwards as before, even if a stop hits PyTorch's own switching.
-        with torch.random.fork_rng(cards), torch.inference_mode(False):
-            torch.manual_seed(config.seed * 1000 + number)
-            losses = train_epoch(model, loader, loss_function, optimizer, scheduler)
-        if not all(numbers.isfinite().all() for numbers in (losses, *model.parameters())):
-            where = f"epoch {number} (learning rate {config.learning_rate:g}, batch size {config.batch_size})"
-            raise TrainingError(f"loss or weights stopped being numbers in {where}: try a tenth of the rate")
-        if config.hard_fraction < 1:
-            loader.sampler.update(losses)
-        result = evaluate(model, make_loader(validation, 1000, transform=transform)) if validation else None
-        finished.load_state_dict(model.state_dict())  # last of all: a stop before leaves the old one
-        rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - start
-        loss, accuracy = (result.loss, result.accuracy) if result else (math.nan, math.nan)
-        yield Epoch(number, losses.mean().item(), loss, accuracy, rate, seconds, finished)
+        rate = optimizer.param_groups[0]["lr"]
+        strength = 1 - config.augmentation_fade * done / config.epochs
+        warp = RandomWarp(config.augmentation * strength)
+        loss = accuracy = math.nan
+        with undo_if_stopped(model), random_numbers(losses.device, config.seed, done):
+            shown = draw_digits(losses, count)  # [count] places in `train`
+            loader = make_loader(
+                train[shown], config.batch_size, transform=v2.Compose([warp, TRANSFORM])
+            )
+            new = train_epoch(model, loader, loss_function, optimizer, scheduler)
+            if validation:
+                result = evaluate(model, make_loader(validation, 1000))
+                loss, accuracy = result.loss, result.accuracy
+        losses[shown] = new
+        yield Epoch(
+            done + 1,
+            new.mean().item(),
+            loss,
+            accuracy,
+            rate,
+            time.perf_counter() - start,
+        )
 
 
-def make_training_loader(config: Config, train: Digits, transform=TRANSFORM, shuffle=True) -> DataLoader:
-    """The loader that `fit` trains from: digits warped, and hard ones more often, where `config` says so."""
-    device = train.images.device
-    generator = torch.Generator(device).manual_seed(config.seed)
-    sampler = BatchSampler(len(train), config.batch_size, generator if shuffle else None, device)
-    if config.hard_fraction < 1:
-        sampler = HardDigits(len(train), config.hard_fraction, config.batch_size, generator)
-    sampler.drop_single = True
-    if config.augmentation:
-        fading = {"fade": config.augmentation_fade, "steps": config.epochs * len(sampler)}
-        warp = RandomWarp(config.augmentation, seed=config.seed, device=device, **fading)
-        transform = v2.Compose([warp, transform])
-    return make_loader(train, config.batch_size, transform=transform, sampler=sampler)
+def draw_digits(losses: Tensor, count: int) -> Tensor:
+    """`count` digits to show next, `[count] int64`, drawn without repeats.
+
+    Hard ones, whose latest loss was large, are drawn more often: most soon have nothing
+    left to teach (compare Katharopoulos and Fleuret 2018, "Not all samples are created
+    equal"). The limits let easy ones come back and keep mislabelled ones from ruling.
+    They also tend to come first: an epoch that ends with easy digits, which are like
+    those to be read, leaves batch norm with fitting statistics. All digits, if `count`
+    asks for them, come in random order.
+    """
+    if count + 1 >= len(losses):  # a last batch of one is left out
+        return torch.randperm(len(losses), device=losses.device)[:count]
+    return torch.multinomial(losses.clamp(0.02, 2.0), count)
+
+
+def score_config(config: Config, train: Digits, validation: Digits) -> float:
+    """The validation accuracy of a fresh network after a whole training, a fraction."""
+    model = make_model(config, train.labels.device)
+    return list(fit(model, config, train, validation))[-1].validation_accuracy
+
+
+@contextmanager
+def random_numbers(device, *seed):
+    """torch's random numbers start at `seed`, and go on afterwards as if unused."""
+    with torch.random.fork_rng([device] if "cuda" in str(device) else []):
+        torch.manual_seed(Random(str(seed)).getrandbits(64))
+        yield
+
+
+@contextmanager
+def undo_if_stopped(model: MLP):
+    """After an error or a stop in the block, the model is as it was before."""
+    before = copy.deepcopy(model.state_dict())
+    try:
+        yield
+    except BaseException:
+        model.load_state_dict(before)
+        raise

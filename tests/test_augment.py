@@ -1,185 +1,139 @@
-"""Warps, seen through the places that pixels are copied from, and through what becomes of images."""
+"""Warps against PyTorch's own affine grids; flags by where their ink lies."""
 
 import math
-import pickle
+import random
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import center_of_mass
 
-from mnist_helpers.augment import RandomWarp
-
-STILL = {"rotation": 0.0, "scale": 0.0, "shear": 0.0, "shift": 0.0, "elastic": 0.0}
-INSIDE = slice(7, 21)  # the middle, which no small warp fills from beyond the edge
-PLACE = torch.arange(28)
-EYE = torch.eye(2)
+from mnist_helpers import augment
+from mnist_helpers.augment import RandomWarp, add_flags
+from mnist_helpers.data import Digits
 
 
-def origins(count: int, seed: int = 0, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the middle pixels of `count` warped images come from: columns and rows, `[count, 14, 14]`."""
-    with mock.patch.object(F, "grid_sample", side_effect=lambda pictures, places, **_: pictures) as sample:
-        RandomWarp(seed=seed, **(STILL | options))(torch.zeros(count, 28, 28, dtype=torch.uint8))
-    pixels = ((sample.call_args.args[1] + 1) * 28 - 1) / 2  # from -1 at the left edge to 1 at the right
-    return tuple(pixels[:, INSIDE, INSIDE].unbind(dim=3))
+def seed(number):
+    return torch.Generator().manual_seed(number)
 
 
-def affine_maps(count: int, **options) -> torch.Tensor:
-    """The affine maps `[count, 2, 3]` that the warps are, about the middle; they fit exactly."""
-    columns, rows = origins(count, **options)
-    middle = (PLACE[INSIDE] - 13.5).float()
-    x, y = middle.repeat(14, 1).flatten(), middle.repeat(14, 1).T.flatten()
-    basis = torch.stack([x, y, torch.ones(196)], dim=1)
-    targets = torch.stack([columns.flatten(1), rows.flatten(1)], dim=2) - 13.5
-    maps = torch.linalg.lstsq(basis.expand(count, -1, -1), targets).solution
-    torch.testing.assert_close(basis @ maps, targets, rtol=0, atol=1e-3)
-    return maps.mT
+def test_affine_part(toy):
+    """Scaled, sheared, turned, then shifted, each by a number drawn evenly."""
+    warp = RandomWarp(0.5, seed(3), 30.0, 0.4, 0.6, 7.0, elastic=0.0)
+    draws = torch.rand(6, 100, generator=seed(3)) - 0.5
+    maps = []
+    for draw in draws.T:
+        angle = torch.deg2rad(30 * draw[0])
+        cos = angle.cos()
+        sin = angle.sin()
+        turned = torch.tensor([[cos, -sin], [sin, cos]])
+        scaled = torch.diag(1 + 0.4 * draw[1:3])
+        sheared = torch.eye(2)
+        sheared[0, 1] = 0.6 * draw[3]
+        shifted = draw[4:, None] / 2  # 7 of 14 pixels
+        linear = turned @ sheared @ scaled
+        maps.append(torch.cat([linear, shifted], dim=1))
+    pictures = toy.images[:, None] / 255
+    grid = F.affine_grid(torch.stack(maps), pictures.shape, align_corners=False)
+    expected = F.grid_sample(pictures, grid, mode="bicubic", align_corners=False)
+    difference = warp(toy.images) - expected.clamp(0, 1).squeeze(1)
+    assert difference.abs().max() < 1e-4
 
 
-def check_uniform(values: torch.Tensor, largest: float) -> None:
-    """Drawn evenly from -largest to largest."""
-    assert largest * 0.98 < values.abs().max() <= largest * 1.001
-    assert values.mean().abs() < largest * 0.1
-    assert values.std() == pytest.approx(largest / math.sqrt(3), rel=0.1)
+def test_elastic_part():
+    """The deviation asked for, the same everywhere, smooth, from 7 x 7 points."""
+    images = torch.zeros(2000, 28, 28)
+    warp = RandomWarp(0.5, seed(0), 0, 0, 0, 0, elastic=4.0)
+    with mock.patch.object(F, "grid_sample", return_value=images) as sample:
+        warp(images)
+    moved = sample.call_args.args[1].view(2000, 28, 28, 2) * 14
+    moved -= moved.mean(dim=0)
+    deviation = moved.std(dim=0)
+    assert (deviation - 1).abs().max() < 0.07
+    # What a Gaussian of 4 pixels leaves in common 4 pixels away: exp(-1 / 4)
+    common = moved[:, 14, 14] * moved[:, 14, 10]
+    assert common.mean() == pytest.approx(0.78, abs=0.04)
+    assert torch.linalg.matrix_rank(moved[..., 0].flatten(1), rtol=1e-4) == 49
 
 
-def check_apart(first: torch.Tensor, second: torch.Tensor) -> None:
-    """Drawn on their own."""
-    assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].abs() < 0.15
-
-
-def test_shape_and_range(toy):
-    before = toy.images.clone()
-    warped = RandomWarp()(toy.images)
-    assert (warped.shape, warped.dtype) == (toy.images.shape, torch.float32)
-    assert warped.min() == 0
-    assert warped.max() == 1  # bicubic sampling overshoots; that is cut off
-    assert torch.equal(toy.images, before)
-    assert (warped - toy.images / 255).abs().mean() > 0.01
-    assert RandomWarp()(toy.images[:1]).shape == (1, 28, 28)
-    assert RandomWarp() == RandomWarp(1, 12, 0.12, 0.2, 2, 2, 0, 1, 0, "cpu")  # what was measured
+def test_defaults_and_random_numbers(toy):
+    assert RandomWarp() == RandomWarp(1.0, None, 12.0, 0.12, 0.2, 2.0, 2.0)
+    warp = RandomWarp(generator=seed(5))
+    warped = warp(toy.images)
+    assert not torch.equal(warp(toy.images), warped)
+    torch.manual_seed(5)
+    assert torch.equal(RandomWarp()(toy.images), warped)
     still = RandomWarp(strength=0.0)(toy.images)
-    torch.testing.assert_close(still, toy.images / 255, rtol=0, atol=1e-5)
+    assert (still - toy.images / 255).abs().max() < 1e-5
 
 
-def test_seeded_and_new_every_time(toy):
-    first, second = RandomWarp(seed=5), RandomWarp(seed=5)
-    before = torch.get_rng_state()
-    draws = [first(toy.images) for _ in range(2)]
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(3)
-    assert all(torch.equal(second(toy.images), draw) for draw in draws)
-    assert not torch.equal(*draws)
-    assert not torch.equal(RandomWarp(seed=6)(toy.images), draws[0])
+def draw_stems(count, slope=0.0):
+    """Strokes 20 pixels high and 3 wide."""
+    steps = torch.arange(28) - 13.5
+    distance = (steps - slope * steps[:, None]).abs()
+    distance /= math.hypot(1, slope)
+    ink = (2 - distance).clamp(0, 1)
+    ink[steps.abs() > 10] = 0
+    images = (ink * 255).byte().repeat(count, 1, 1)
+    return Digits(images, torch.ones(count), "stems")
 
 
-def test_every_image_is_warped_in_its_own_way(toy):
-    twice = RandomWarp()(toy.images[:1].repeat(2, 1, 1))
-    assert (twice[0] - twice[1]).abs().mean() > 0.01
+def test_share_of_the_ones():
+    digits = draw_stems(2000)
+    digits.labels[::2] = 7
+    before = digits.images.clone()
+    flagged = add_flags(digits, 0.3)
+    changed = (flagged.images != before).any(dim=(1, 2))
+    assert not changed[::2].any()
+    assert 250 < changed.sum() < 350
+    assert flagged.name == "stems"
+    assert torch.equal(digits.images, before)
+    for seed in (0, 1):
+        again = add_flags(digits, 0.3, seed)
+        assert torch.equal(again.images, flagged.images) == (seed == 0)
 
 
-def test_rotation():
-    """Turning alone: a rotation matrix about the middle, by at most 12 degrees."""
-    maps = affine_maps(600, rotation=12.0)
-    matrices = maps[:, :, :2]
-    torch.testing.assert_close(matrices @ matrices.mT, EYE.expand(600, 2, 2), rtol=0, atol=1e-3)
-    torch.testing.assert_close(torch.linalg.det(matrices), torch.ones(600), rtol=0, atol=1e-3)
-    assert maps[:, :, 2].abs().max() < 1e-3
-    check_uniform(torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])), 12.0)
+def test_plan():
+    """Lengths, angles and kinds, as they were measured to be read best."""
+    sizes = []
+    turns = []
+    sides = []
+    chance = random.Random(0)
+    for _ in range(1500):
+        dots = augment._plan_flag(chance)
+        if dots[-1, 1] == 1:  # a base
+            assert dots[-40, 0] == -dots[-1, 0]
+            sides.append(dots[-1, 0])
+        if dots[0, 1] == -1:
+            left, up = dots[0] - dots[39]
+            sizes.append(torch.hypot(left, up) / 2)
+            angle = torch.atan2(left, -up)
+            turns.append(angle / math.pi * 2 + 0.3 * sizes[-1])
+    bounds = {(0.15, 0.95): sizes, (0.22, 0.85): turns, (0.25, 1.0): sides}
+    for expected, values in bounds.items():
+        found = min(values), max(values)
+        assert found == pytest.approx(expected, abs=0.01)
+    assert len(sides) == pytest.approx(750, abs=70)
+    assert len(sizes) == pytest.approx(1125, abs=60)
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.25])
-def test_shift_scales_with_the_strength(strength):
-    """A pure translation by at most two pixels, in both directions on its own."""
-    maps = affine_maps(600, shift=2.0, strength=strength)
-    torch.testing.assert_close(maps[:, :, :2], EYE.expand(600, 2, 2), rtol=0, atol=1e-3)
-    check_uniform(maps[:, 0, 2], 2.0 * strength)
-    check_uniform(maps[:, 1, 2], 2.0 * strength)
-    check_apart(maps[:, 0, 2], maps[:, 1, 2])
+def test_pen():
+    """A dot as wide as the stem, half a stem to the right of its foot."""
+    stem = draw_stems(1, slope=-0.5)
+    moved = Digits(stem.images.roll((-3, 2), (1, 2)), stem.labels)
+    dot = torch.tensor([[1.0, 1.0]])
+    with mock.patch.object(augment, "_plan_flag", return_value=dot):
+        drawn = add_flags(moved, 1.0).images[0]
+    added = (drawn.int() - stem.images[0]).numpy()  # centred again
+    assert added.min() == 0
+    middle = center_of_mass(added)
+    assert middle == pytest.approx((22, 17.75), abs=0.3)
+    assert added.sum() / 255 == pytest.approx(math.pi * 1.5**2, rel=0.1)
 
 
-def test_scale():
-    """Width and height on their own, by at most 12%."""
-    maps = affine_maps(600, scale=0.12)
-    assert maps[:, [0, 1, 0, 1], [1, 0, 2, 2]].abs().max() < 1e-3
-    check_uniform(maps[:, 0, 0] - 1, 0.12)
-    check_uniform(maps[:, 1, 1] - 1, 0.12)
-    check_apart(maps[:, 0, 0], maps[:, 1, 1])
-
-
-def test_shear():
-    """Rows slide sideways, by at most a fifth of their distance from the middle."""
-    others = affine_maps(600, shear=0.2) - torch.tensor([[1.0, 0, 0], [0, 1, 0]])
-    check_uniform(others[:, 0, 1].clone(), 0.2)
-    others[:, 0, 1] = 0
-    assert others.abs().max() < 1e-3
-
-
-def test_all_affine_parts_together():
-    """Scaled in width and height, then sheared, then turned: the matrix is the product of the three."""
-    columns, rows = origins(1, rotation=12.0, scale=0.12, shear=0.2, shift=2.0, seed=3)
-    generator = torch.Generator().manual_seed(3)
-    angle, width, height, shear, right, down = (torch.rand(6, generator=generator) * 2 - 1).tolist()
-    angle, width, height = math.radians(12 * angle), 1 + 0.12 * width, 1 + 0.12 * height
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    matrix = turn @ torch.tensor([[1, 0.2 * shear], [0, 1]]) @ torch.tensor([[width, 0], [0, height]])
-    y, x = torch.meshgrid(PLACE[INSIDE] - 13.5, PLACE[INSIDE] - 13.5, indexing="ij")
-    wanted = matrix @ torch.stack([x, y]).flatten(1) + torch.tensor([[2 * right], [2 * down]]) + 13.5
-    torch.testing.assert_close(torch.stack([columns[0], rows[0]]).flatten(1), wanted, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_elastic_displacements(strength):
-    """Mean zero, standard deviation half of `elastic`, the same everywhere, and smooth."""
-    columns, rows = origins(500, elastic=2.0, strength=strength)
-    across, down = columns - PLACE[INSIDE], rows - PLACE[INSIDE, None]
-    for moved in (across / strength, down / strength):
-        assert moved.mean().abs() < 0.1
-        assert moved.std() == pytest.approx(1.0, rel=0.05)
-        everywhere = moved.std(dim=0)
-        assert 0.85 < everywhere.min() < everywhere.max() < 1.15
-        steps = (moved[:, :, 1:] - moved[:, :, :-1]).std()  # from one pixel to the next
-        # Noise smoothed by a Gaussian of 4 pixels: about 1 / (4 * sqrt(2)) of its deviation.
-        assert 0.12 < steps < 0.22
-    check_apart(across, down)
-
-
-def cubic(distance: float) -> float:
-    """The weight of a pixel so far away: Keys 1981, with the parameter that PyTorch uses."""
-    x, a = abs(distance), -0.75
-    if x < 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
-
-
-def test_a_shifted_image_by_hand():
-    """One bright pixel: warped by a known shift it is shared among its neighbours, bicubically."""
-    right, down = affine_maps(1, seed=3, shift=2.0)[0, :, 2].tolist()
-    picture = torch.zeros(1, 28, 28, dtype=torch.uint8)
-    picture[0, 13, 13] = 255
-    warped = RandomWarp(seed=3, **(STILL | {"shift": 2.0}))(picture)[0]
-    across = torch.tensor([cubic(column + right - 13) for column in range(28)])
-    along = torch.tensor([cubic(row + down - 13) for row in range(28)])
-    torch.testing.assert_close(warped, torch.outer(along, across).clamp(0), rtol=0, atol=1e-3)
-
-
-def test_what_comes_from_beyond_the_edge_is_paper():
-    ink = torch.full((50, 28, 28), 255, dtype=torch.uint8)
-    warped = RandomWarp(**(STILL | {"shift": 5.0}))(ink)
-    assert warped.amin() == 0
-    torch.testing.assert_close(warped[:, 13, 13], torch.ones(50))
-
-
-def test_warp_can_be_described_and_pickled(toy):
-    warp = RandomWarp(strength=0.5, seed=4)
-    warp(toy.images)
-    assert torch.equal(pickle.loads(pickle.dumps(warp))(toy.images), warp(toy.images))
-    assert "strength=0.5" in repr(warp)
-
-
-def test_strength_fades_evenly_over_the_steps(toy):
-    """Each batch is warped as by a warp of so much less strength that draws the same numbers."""
-    fading, full = RandomWarp(1.0, fade=0.5, steps=4, seed=3), RandomWarp(1.0, seed=3)
-    for strength in (1.0, 0.875, 0.75, 0.625, 0.5, 0.5):
-        full.strength = strength
-        assert torch.equal(fading(toy.images), full(toy.images))
+def test_what_is_no_bare_stroke_stays():
+    digits = draw_stems(2)
+    digits.images[0, 20:23, 7:22] = 255  # a base
+    digits.images[1] = 0
+    assert torch.equal(add_flags(digits, 1.0).images, digits.images)

@@ -1,217 +1,209 @@
-"""The figures: what they say is what was given, whether or not there is a screen."""
+"""The figures and tables: what they say is what was given."""
 
+import io
 import math
-import sys
+import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import mistune
 import numpy as np
 import pytest
 import torch
 from conftest import make_toy_digits
-from matplotlib.figure import Figure
+from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
-from torch import nn
 
 from mnist_helpers import plots
 from mnist_helpers.training import Epoch
 
+NAN = math.nan
+IMAGES = make_toy_digits(13).images
+HISTORY = [
+    Epoch(1, 2.0, 1.0, 0.9, 1e-3, 1.0),
+    Epoch(2, 0.4, 0.3, 0.96, 1e-3, 1.0),
+    Epoch(3, 0.02, 0.1, 0.985, 1e-3, 1.0),
+]
 
-def make_history(count: int, validated: bool = True) -> list[Epoch]:
+
+def draw_everything() -> list:
     return [
-        Epoch(
-            number=number,
-            train_loss=1 / number,
-            validation_loss=1.5 / number if validated else math.nan,
-            validation_accuracy=1 - 0.1 / number if validated else math.nan,
-            learning_rate=1e-3,
-            seconds=1.0,
-            model=nn.Identity(),
-        )
-        for number in range(1, count + 1)
+        plots.plot_digits(IMAGES, list(range(13)), "T"),
+        plots.plot_lines([1, 2], {"a": [3, 4], "b": [1, 2]}, "T", "x", "y"),
+        plots.plot_history(HISTORY, 5, "T"),
+        plots.make_axes()[0],
     ]
 
 
-IMAGES = make_toy_digits(13).images
-FIGURES = {  # every function once, with what the notebook gives it
-    "plot_digits": lambda: plots.plot_digits(IMAGES, range(13), "T"),
-    "plot_lines": lambda: plots.plot_lines([1, 2], {"a": [3, 4]}, "T", "x", "y"),
-    "plot_history": lambda: plots.plot_history(make_history(3), 5, "T"),
-}
+def read_ticks(ax, axis: str = "y") -> list[str]:
+    """The labels in sight, upwards or to the right."""
+    ax.figure.draw_without_rendering()
+    low, high = getattr(ax, f"get_{axis}lim")()
+    ticks = getattr(ax, f"{axis}axis")._update_ticks()
+    labels = {tick.get_loc(): tick.label1.get_text() for tick in ticks}
+    return [labels[place] for place in sorted(labels) if low <= place <= high]
 
 
-def titles(figure: Figure) -> list[str]:
-    """What stands above the figure and its panels."""
-    texts = [figure.get_suptitle(), *(ax.get_title() for ax in figure.axes)]
-    return [text for text in texts if text]
-
-
-def line_of(ax, name: str) -> tuple[list, list]:
-    (line,) = [line for line in ax.lines if line.get_label() == name]
-    return list(line.get_xdata()), list(line.get_ydata())
+def points_of(line) -> list[tuple]:
+    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
 
 
 def legend_of(ax) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def labels_of(ax) -> list[str]:
-    ax.figure.canvas.draw()
-    return [label.get_text() for label in ax.yaxis.get_ticklabels(which="both")]
-
-
-def test_every_function_of_the_module_is_tested_here():
-    assert {name for name in vars(plots) if name.startswith("plot_")} == set(FIGURES)
-
-
-@pytest.mark.parametrize("style", ["default", "dark_background"])
-@pytest.mark.parametrize("name", FIGURES)
-def test_figure_in_its_own_style_beside_that_of_the_reader(name, style):
-    with plt.style.context(style):
+def test_the_readers_own_style_changes_nothing():
+    expected = [figure._repr_png_() for figure in draw_everything()]
+    with plt.style.context(["dark_background", {"font.size": 30}]):
         before = dict(mpl.rcParams)
-        figure = FIGURES[name]()
-        picture, metadata = figure._repr_png_()
+        assert [figure._repr_png_() for figure in draw_everything()] == expected
         assert dict(mpl.rcParams) == before
-    assert plt.get_fignums() == []  # no window hangs on it
-    assert isinstance(figure, Figure)
-    assert picture.startswith(b"\x89PNG")
-    assert "T" in metadata["alt"].split("; ")
-    assert figure.get_facecolor() == (1, 1, 1, 1)
-    for ax in figure.axes:
-        legend = ax.get_legend().get_texts() if ax.get_legend() else []
-        for text in (ax.title, ax.xaxis.label, *ax.get_xticklabels(), *figure.texts, *legend):
-            assert sum(mpl.colors.to_rgb(text.get_color())) < 1.5  # dark on white
-    assert figure.get_figwidth() <= 9.5  # fits the page
+    assert plt.get_fignums() == []  # nothing hangs on pyplot
 
 
-def test_needs_no_display(monkeypatch):
-    """Without pyplot, which looks for one."""
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # whoever imports it now fails
-    monkeypatch.delattr(mpl, "pyplot")
-    assert plots.render_png(plots.plot_digits(IMAGES[:2])).startswith(b"\x89PNG")
+def test_png_has_few_colours():
+    image = Image.open(io.BytesIO(plots.render_png(draw_everything()[1])))
+    assert (image.format, image.mode, image.size) == ("PNG", "P", (900, 340))
+    colours = [colour for _, colour in image.convert("RGB").getcolors()]
+    assert 100 < len(colours) <= 128
+    assert {(255, 255, 255), (0, 0, 0), (0, 114, 178)} <= set(colours)
 
 
-def test_png_looks_the_same_in_few_colours(tmp_path):
-    figure = FIGURES["plot_lines"]()
-    (tmp_path / "ours.png").write_bytes(plots.render_png(figure))
-    with plt.style.context(["default", plots.STYLE]):
-        figure.savefig(tmp_path / "plain.png")
-    with Image.open(tmp_path / "ours.png") as ours, Image.open(tmp_path / "plain.png") as plain:
-        assert (ours.mode, ours.size) == ("P", plain.size)
-        difference = np.subtract(ours.convert("RGB"), plain.convert("RGB"), dtype=float)
-    assert np.abs(difference).mean() < 1
-    assert (tmp_path / "ours.png").stat().st_size < 0.7 * (tmp_path / "plain.png").stat().st_size
+def test_digits_stand_in_rows_below_their_captions():
+    captions = [f"no. {index}" for index in range(13)]
+    figure = plots.plot_digits(IMAGES, captions, "Digits", vmin=-255)
+    for index, ax in enumerate(figure.axes):
+        (drawn,) = ax.images
+        assert np.array_equal(drawn.get_array(), IMAGES[index])
+        assert drawn.to_rgba(np.array([-255.0, 255.0]))[:, 0].tolist() == [1, 0]
+        assert drawn.get_interpolation() == "nearest"
+        assert not ax.axison
+        place = ax.get_subplotspec()
+        assert (place.rowspan.start, place.colspan.start) == divmod(index, 10)
+    assert figure._repr_png_()[1]["alt"] == "; ".join(["Digits", *captions])
+    # Two rows of squares, each with a caption above, and a title
+    assert figure.get_size_inches() == pytest.approx([9, 2 * (0.9 + 0.25) + 0.3])
+    assert plots.plot_digits(IMAGES[:4], columns=2).get_figheight() == 9.3
+    assert plots.plot_digits(IMAGES[:0])._repr_png_()[1]["alt"] == ""
 
 
-@pytest.mark.parametrize(("count", "columns", "cells"), [(13, 10, 20), (4, 2, 4), (1, 10, 10), (0, 10, 10)])
-def test_plot_digits(count, columns, cells):
-    figure = plots.plot_digits(IMAGES[:count], [f"no. {n}" for n in range(count)], "Digits", columns)
-    assert len(figure.axes) == cells
-    drawn = [image.get_array() for ax in figure.axes for image in ax.images]
-    assert len(drawn) == count
-    assert all(np.array_equal(*pair) for pair in zip(drawn, IMAGES.numpy(), strict=False))
-    assert titles(figure) == ["Digits", *(f"no. {n}" for n in range(count))]
-    assert not any(ax.axison for ax in figure.axes)  # no frames, neither around the places left over
-    for ax in figure.axes[:count]:
-        (image,) = ax.images
-        assert image.to_rgba(np.array([[0.0, 255.0]]))[0, :, 0].tolist() == [1, 0]  # dark ink, light paper
-        assert image.get_interpolation() == "nearest"
-
-
-def test_captions_and_options_of_images():
-    assert titles(plots.plot_digits(IMAGES, title="Only this")) == ["Only this"]
-    assert titles(plots.plot_digits(IMAGES[:3], torch.tensor([7, 0, 4]).tolist())) == ["7", "0", "4"]
-    (image,) = plots.plot_digits(IMAGES[:1], cmap="coolwarm", vmin=-1).axes[0].images
-    assert (image.get_cmap().name, image.get_clim()[0]) == ("coolwarm", -1)
-
-
-def test_plot_lines():
+def test_lines_hold_what_was_given():
     lines = {"slow": [3, 2, 1], "fast": torch.tensor([2.5, 1.5, 0.5])}
-    figure = plots.plot_lines([1, 10, 100], lines, "Lines", "rate", "loss", xscale="log", ylim=(0, 4))
-    (ax,) = figure.axes
-    for name, y in lines.items():
-        assert line_of(ax, name) == ([1, 10, 100], pytest.approx([float(value) for value in y]))
-    assert legend_of(ax) == ["slow", "fast"]
-    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("Lines", "rate", "loss")
-    assert (ax.get_xscale(), ax.get_yscale(), ax.get_ylim()) == ("log", "linear", (0, 4))
-    assert len({line.get_color() for line in ax.lines}) == 2
+    _, (left, right) = plots.make_axes(1, 2)
+    options = {"xscale": "log", "ax": right}
+    figure = plots.plot_lines([1, 10, 100], lines, "T", "rate", "gain", **options)
+    assert points_of(right.lines[0]) == [(1, 3), (10, 2), (100, 1)]
+    assert points_of(right.lines[1]) == [(1, 2.5), (10, 1.5), (100, 0.5)]
+    assert legend_of(right) == ["slow", "fast"]
+    assert (right.get_xscale(), right.get_yscale()) == ("log", "linear")
+    assert figure._repr_png_()[1] == {"alt": "T; rate; gain"}
+    (ax,) = plots.plot_lines([1, 2], {"one": [3, 4]}, "T", "x", "accuracy").axes
+    assert ax.get_legend() is None  # a single line needs none
+    assert ax.get_yscale() == "linear"  # no meaning in a label's words
+    assert not left.lines
 
 
-def test_plot_lines_on_an_axis_that_is_there():
-    figure, (left, right) = plots.make_axes(1, 2)
-    assert plots.plot_lines([1, 2], {"one": [3.0, 4.0]}, "T", "step", "loss", ax=right) is figure
-    assert (len(left.lines), len(right.lines)) == (0, 1)
-    assert right.get_legend() is None  # a single line needs none
-    assert not any("%" in label for label in labels_of(right))
+def test_panels_with_one_accuracy_axis_show_all_points():
+    _, (left, right) = plots.make_axes(1, 2, sharey=True)
+    left.plot([0.6])
+    right.plot([0.985])
+    plots.set_accuracy_scale(left)
+    assert left.get_ylim() == right.get_ylim() == (0.5, 0.99)
 
 
 def test_losses_are_labelled_with_plain_numbers():
-    labels = labels_of(plots.plot_lines([1, 2], {"a": [2.0, 0.05]}, "T", "x", "loss", yscale="log").axes[0])
-    assert {"0.05", "0.1", "0.2", "0.5", "1", "2"} <= set(labels)
-    assert not {"0.3", "0.07"} & set(labels)
-
-
-def test_accuracies_stand_where_they_belong_and_far_apart():
-    """The axis is one of errors in disguise: its labels must name accuracies, the best on top."""
-    lines = {"a": [0.9, 0.99, 0.999]}
-    (ax,) = plots.plot_lines([1, 2, 3], lines, "T", "x", "validation accuracy").axes
-    assert line_of(ax, "a")[1] == pytest.approx([0.1, 0.01, 0.001])
-    labels = labels_of(ax)
-    for accuracy, name in [(0.9, "90%"), (0.99, "99%"), (0.999, "99.9%")]:
-        assert ax.get_yticks()[labels.index(name)] == pytest.approx(1 - accuracy)
-        assert ax.get_ylim()[1] < 1 - accuracy < ax.get_ylim()[0]  # within sight
-    heights = ax.transData.transform([(1, 0.1), (2, 0.01), (3, 0.001)])[:, 1]
-    assert np.diff(heights) == pytest.approx(np.diff(heights)[0])  # ten times fewer errors: an equal step up
-    assert heights[0] < heights[2]
-    assert ax.get_yaxis().get_major_formatter()(0.015, 0) == "98.5%"
-    assert "" not in labels  # no minor ticks without a name
-
-
-def test_plot_history():
-    figure = plots.plot_history(make_history(4), 6, "History")
-    left, right = figure.axes
-    epochs = [1, 2, 3, 4]
-    assert line_of(left, "training") == (epochs, pytest.approx([1, 1 / 2, 1 / 3, 1 / 4]))
-    assert line_of(left, "validation") == (epochs, pytest.approx([1.5, 1.5 / 2, 1.5 / 3, 1.5 / 4]))
-    assert legend_of(left) == ["validation", "training"]
-    (line,) = right.lines
-    assert list(line.get_xdata()) == epochs
-    assert list(line.get_ydata()) == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 4])
-    assert right.get_ylim()[0] > right.get_ylim()[1]  # small errors on top
-    assert right.get_yscale() == left.get_yscale() == "log"
-    assert "5e-01" not in labels_of(left)
-    assert "0.5" in labels_of(left)
-    assert titles(figure) == ["History"]
-    assert "loss" in left.get_ylabel()
-    assert "accuracy" in right.get_ylabel()
-    for ax in figure.axes:
-        assert ax.get_xlabel() == "epoch"
-        assert ax.get_xlim() == (0.5, 6.5)  # room for all that is to come
-        assert all(tick == round(tick) for tick in ax.get_xticks())
-
-
-def test_plot_history_without_validation_digits():
-    (ax,) = plots.plot_history(make_history(2, validated=False), 2, "T").axes
-    assert [line.get_label() for line in ax.lines] == ["training"]
-    ax.figure.canvas.draw()
+    shown = []
+    for losses in ([0.045, 2.1], [0.061, 0.079], [3e-7, 2.1]):
+        lines = {"a": losses}
+        figure = plots.plot_lines([1, 2], lines, "T", "x", "y")
+        plots.set_loss_scale(figure.axes[0])
+        shown.append(read_ticks(figure.axes[0]))
+    assert shown[0] == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
+    assert {"0.065", "0.07", "0.075"} < set(shown[1])
+    assert "0.001" in shown[2]
+    assert len(shown[2]) < 10  # they do not run into each other
 
 
 @pytest.mark.parametrize(
-    "history", [[], make_history(1), [Epoch(1, 1e-9, 1e-9, 1.0, 1e-3, 1.0, nn.Identity())]]
+    ("accuracies", "labels"),
+    [
+        ([0.96, NAN, 0.985], "95% 98% 99%"),
+        ([0.9], "80% 90%"),
+        ([0.5, 0.992], "10% 50% 80% 90% 95% 98% 99% 99.5%"),
+        ([0.3, 0.9985], "10% 80% 95% 99% 99.9%"),
+        ([0.0, 0.3, 1.0], "0% 50% 90% 98% 99.5% 100%"),
+        ([1.0], "99.9% 100%"),
+        ([NAN], "0% 50% 90% 98% 99.5% 100%"),
+    ],
 )
-def test_plot_history_of_a_training_just_begun_or_perfect(history):
-    """No error at all has no place on a logarithmic axis, and is drawn all the same."""
-    figure = plots.plot_history(history, 1, "T")
-    figure.canvas.draw()  # with warnings being errors
-    assert all(0 < limit <= 1.2 for limit in figure.axes[1].get_ylim())
-    assert figure.axes[0].get_xlim() == (0.5, 2.5)
+def test_accuracies_are_labelled_in_percent(accuracies, labels):
+    x = range(len(accuracies))
+    figure = plots.plot_lines(x, {"a": accuracies}, "T", "x", "y", accuracy=True)
+    (ax,) = figure.axes
+    assert read_ticks(ax) == labels.split()
+    assert np.array_equal(ax.lines[0].get_ydata(), accuracies, equal_nan=True)
+    low, high = ax.get_ylim()
+    assert all(low <= accuracy <= high for accuracy in accuracies if accuracy >= 0)
 
 
-def test_alternative_text_names_titles_and_axes_once():
-    figure, axes = plots.make_axes(1, 3)
-    figure.suptitle("Three panels")
-    axes[2].axis("off")
-    for ax in axes:
-        ax.set(title="Left\nand right", xlabel="epoch", ylabel="loss")
-    axes[0].set_ylabel("")
-    assert plots.describe_figure(figure) == "Three panels; Left and right; epoch; loss against epoch"
+def test_a_tenth_of_the_mistakes_is_one_step_up():
+    _, ax = plots.make_axes()
+    accuracies = [0.9, 0.99, 0.999]
+    ax.scatter(accuracies, accuracies)
+    plots.set_accuracy_scale(ax)
+    assert ax.get_ylim() == (0.8, 0.999)  # from tick to tick
+    heights = ax.transData.transform(np.stack([accuracies] * 2, axis=1))
+    first, second = np.diff(heights[:, 1])
+    assert 0 < first == pytest.approx(second, rel=0.05)
+    assert ax.transData.inverted().transform(heights)[:, 1] == pytest.approx(accuracies)
+
+
+@pytest.mark.parametrize("count", [0, 2, 3])
+def test_history_shows_losses_and_accuracies(count):
+    history = HISTORY[:count]
+    left, right = plots.plot_history(history, max(count, 2), "T").axes
+    training, validation = left.lines
+    assert points_of(training) == [(1, 2.0), (2, 0.4), (3, 0.02)][:count]
+    assert points_of(validation) == [(1, 1.0), (2, 0.3), (3, 0.1)][:count]
+    assert points_of(right.lines[0]) == [(1, 0.9), (2, 0.96), (3, 0.985)][:count]
+    assert legend_of(left) == ["training", "validation"]
+    assert left.get_yscale() == "log"
+    assert all(label.endswith("%") for label in read_ticks(right))
+    for ax in (left, right):
+        assert read_ticks(ax, "x") == ["0", "1", "2", "3"][: max(count, 2) + 1]
+        assert ax.get_xlim()[1] > max(count, 2)  # the last point is whole
+    described = "T; epoch; mean loss (nats); epoch; validation accuracy"
+    assert left.figure._repr_png_()[1]["alt"] == described
+
+
+def test_history_without_validation_digits():
+    history = [Epoch(1, 0.5, NAN, NAN, 1e-3, 1.0)]
+    figure = plots.plot_history(history, 30, "a long reason " * 12)
+    (ax,) = figure.axes
+    assert points_of(ax.lines[0]) == [(1, 0.5)]
+    assert ax.get_legend() is None
+    figure.draw_without_rendering()
+    assert figure._suptitle.get_window_extent().width < 900  # the title is wrapped
+
+
+def show(output) -> dict:
+    return InteractiveShell().display_formatter.format(output)[0]
+
+
+def test_code_is_coloured_and_monospaced():
+    shown = show(plots.show_source(Epoch, points_of))
+    assert set(shown) == {"text/plain", "text/html"}
+    assert shown["text/plain"].startswith("@dataclass(frozen=True)\nclass Epoch:")
+    assert "\n\n\ndef points_of(line)" in shown["text/plain"]
+    assert '<pre style="font: 12px/1.4 monospace; ' in shown["text/html"]
+    assert '<span class="k">return</span>' in shown["text/html"]
+
+
+def test_table_is_read_as_one():
+    shown = show(
+        plots.show_table(["network", "a|b"], ("linear", 0.88), ["final", None])
+    )
+    assert shown["text/plain"] == shown["text/markdown"]
+    html = mistune.create_markdown(escape=False, plugins=["table"])(shown["text/plain"])
+    cells = re.findall("<t[hd]>(.*)</t[hd]>", html)
+    assert cells == ["network", "a|b", "linear", "0.88", "final", "None"]
