@@ -1,1 +1,1 @@
-"""Digits that people write themselves: any picture -> the 28x28 that the model knows -> an answer."""
+"""Digits that people write: any picture -> the 28x28 of MNIST -> an answer."""

@@ -1,4 +1,7 @@
-"""Which digit is in a picture; in a terminal: `python -m mnist_helpers.handwriting.predict photo.png ...`"""
+"""Which digit is in a picture.
+
+In a terminal: `python -m mnist_helpers.handwriting.predict photo.png ...`
+"""
 
 import argparse
 import sys
@@ -11,20 +14,26 @@ from torch import Tensor, nn
 
 from mnist_helpers.augment import RandomWarp
 from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
-from mnist_helpers.handwriting.picture import PictureError, normalise_picture, open_picture
+from mnist_helpers.handwriting.picture import normalise_picture, open_picture
 from mnist_helpers.model import ModelError, load_model
 from mnist_helpers.plots import BLUE, ORANGE, make_axes, render_png, show_image
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
+CHUNK = 500  # images that are asked at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-    """The model's answer to one picture; as the last line of a notebook's cell it draws itself."""
+    """A model's answer to one picture; it draws itself as the last line of a cell.
 
-    probabilities: Tensor  # [10] float32, sum 1
-    pixels: Tensor  # [28, 28] uint8: what the model saw
-    picture: Image.Image  # as given, but upright, and reduced if it was large
+    probabilities: `[10] float32`, of the digits 0 to 9; their sum is 1.
+    pixels: `[28, 28] uint8`, what the model saw.
+    picture: as given, but upright, and reduced if it was large.
+    """
+
+    probabilities: Tensor
+    pixels: Tensor
+    picture: Image.Image
 
     @property
     def digit(self) -> int:
@@ -37,76 +46,111 @@ class Prediction:
         return self.probabilities.max().item()
 
     def __repr__(self) -> str:
-        (first, second), digits = (part.tolist() for part in self.probabilities.topk(2))
-        return f"{digits[0]} with {first:.1%} (second guess: {digits[1]} with {second:.1%})"
+        values, digits = self.probabilities.topk(2)
+        second = f"{digits[1]} with {values[1]:.1%}"
+        return f"{self.digit} with {self.confidence:.1%} (second guess: {second})"
 
     def show(self) -> Figure:
-        """The picture as given, the 28x28 that the model saw, and the ten probabilities as bars."""
-        figure, (given, seen, bars) = make_axes(1, 3, (8, 2.6), width_ratios=[1, 1, 1.6])
+        """The picture, the 28x28 that the model saw, and the ten probabilities."""
+        figure, axes = make_axes(1, 3, (8, 2.6), width_ratios=[1, 1, 1.6])
+        given, seen, bars = axes
         given.imshow(self.picture)
-        given.set_title("the picture")
         given.axis("off")
+        given.set_title("the picture")
         show_image(seen, self.pixels, cmap="gray", vmin=0, vmax=255)
         seen.set_title("what the model sees")
-        colours = [ORANGE if digit == self.digit else BLUE for digit in range(NUM_CLASSES)]
-        bars.bar(range(NUM_CLASSES), self.probabilities.tolist(), color=colours)
-        title = f"{self.digit} with {self.confidence:.1%}"
-        bars.set(xticks=range(NUM_CLASSES), ylim=(0, 1), xlabel="digit", ylabel="probability", title=title)
+        drawn = bars.bar(range(NUM_CLASSES), self.probabilities.tolist(), color=BLUE)
+        drawn[self.digit].set_color(ORANGE)
+        bars.set(
+            title=f"{self.digit} with {self.confidence:.1%}",
+            xlabel="digit",
+            xticks=range(NUM_CLASSES),
+            ylabel="probability",
+            ylim=(0, 1),
+        )
         return figure
 
     def _repr_png_(self) -> tuple[bytes, dict]:
-        return render_png(self.show()), {"alt": f"the picture, what the model sees, and its answer: {self!r}"}
+        text = f"the picture, what the model sees, and its answer: {self!r}"
+        return render_png(self.show()), {"alt": text}
 
 
 @torch.no_grad()
-def predict_probabilities(model: nn.Module, images: Tensor, views: int = 1, strength: float = 1.0) -> Tensor:
-    """Probabilities `[10]` or `[batch, 10]`, on the CPU, for images `[28, 28]` or `[batch, 28, 28] uint8`."""
-    # The softmax of the model's logits; with `views` above 1 the mean over that many random warps of each
-    # image, of the given strength (see `RandomWarp`). The model is left in the mode it was in.
-    training, device = model.training, next(model.parameters()).device
-    warp = RandomWarp(strength, device=device) if views > 1 else nn.Identity()
+def predict_probabilities(
+    model: nn.Module, images: Tensor, views: int = 1, strength: float = 1.0
+) -> Tensor:
+    """The softmax of a model's logits, or its mean over randomly warped views.
+
+    Args:
+        model: Any model of `[batch, 784] float32`; it is left in the mode it was in.
+        images: `[28, 28]` or `[batch, 28, 28] uint8`.
+        views: With more than one, each image is warped so many times, always alike.
+        strength: Of the warps, see `RandomWarp`.
+
+    Returns:
+        `[10]` or `[batch, 10] float32`, on the CPU.
+    """
+    device = next(model.parameters()).device
+    warp = nn.Identity()
+    if views > 1:
+        warp = RandomWarp(strength, torch.Generator(device).manual_seed(0))
+    training = model.training
     model.eval()
     answers = []
     try:
-        for part in images.reshape(-1, *images.shape[-2:]).split(500):
-            seen = TRANSFORM(warp(part.to(device).repeat_interleave(views, dim=0)))
-            answers.append(model(seen).softmax(dim=1).unflatten(0, (-1, views)).mean(dim=1).cpu())
+        for chunk in images.reshape(-1, *images.shape[-2:]).split(CHUNK):
+            copies = chunk.to(device).repeat_interleave(views, dim=0)
+            logits = model(TRANSFORM(warp(copies)))  # [images * views, 10]
+            answer = logits.softmax(dim=1).view(-1, views, NUM_CLASSES).mean(dim=1)
+            answers.append(answer.cpu())
     finally:
         model.train(training)
-    return torch.cat(answers).reshape(*images.shape[:-2], NUM_CLASSES)
+    return torch.cat(answers).view(*images.shape[:-2], NUM_CLASSES)
 
 
 def predict_picture(model: nn.Module, source) -> Prediction:
-    """The digit in any picture: a path, a PIL picture, an array and more, as `open_picture` reads them."""
-    # The digit is the model's for the image as it is, the doubt that of `VIEWS` views: no other digit is
-    # given more than that one. `PictureError` where there is nothing to read, or clearly no single digit.
+    """Read the digit in any picture.
+
+    The digit is the model's for the picture as it is. The doubt is that of `VIEWS`
+    warped views of it, though no other digit is given more than that one.
+
+    Args:
+        model: See `predict_probabilities`.
+        source: A path, a PIL picture, an array and more: see `open_picture`.
+
+    Raises:
+        PictureError: There is nothing to read, or clearly no single digit.
+    """
     picture = open_picture(source)
     pixels = normalise_picture(picture)
     digit = predict_probabilities(model, pixels).argmax()
-    views = predict_probabilities(model, pixels, VIEWS)
-    shares = views.clamp(max=views[digit] * 0.999)
-    shares[digit] = views[digit]
+    shares = predict_probabilities(model, pixels, VIEWS)
+    share = shares[digit].clamp(min=1e-9)  # it may be too small for a float32
+    shares = shares.clamp(max=0.999 * share)
+    shares[digit] = share
     return Prediction(shares / shares.sum(), pixels, picture)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the answer for each file; the exit status is 1 if any was refused, 2 without a model."""
+    """Print the answer for each file; 1 if any was refused, 2 without a model."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("files", nargs="+", help="photographs, scans or drawings of one digit each")
-    parser.add_argument("--model", default=PROJECT_ROOT / "model.pth", help="by default the project's")
+    parser.add_argument("files", nargs="+", help="pictures of one digit each")
+    parser.add_argument(
+        "--model", default=PROJECT_ROOT / "model.pth", help="by default the project's"
+    )
     options = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: for letters that the console lacks
-    status = 0
+    sys.stdout.reconfigure(errors="backslashreplace")  # for letters the console lacks
     try:
         model = load_model(options.model)
-        for file in options.files:
-            try:
-                print(f"{file}: {predict_picture(model, file)}")
-            except PictureError as error:
-                print(f"{file}: refused: {error}", file=sys.stderr)
-                status = 1
     except ModelError as error:
         parser.error(str(error))
+    status = 0
+    for file in options.files:
+        try:
+            print(f"{file}: {predict_picture(model, file)}")
+        except Exception as error:  # whatever it is, the other files are read
+            print(f"{file}: refused: {error}", file=sys.stderr)
+            status = 1
     return status
 
 

@@ -1,0 +1,240 @@
+"""What surrounds a digit: the table under its page, shadows, printed boxes and lines.
+
+A page is `[height, width] float32`, 0 = black, 1 = white. A mask is `[height, width]
+bool`, true where there is ink.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image
+from scipy import ndimage
+
+SMALLEST = 112  # pixels; smaller pages are enlarged: strokes must be many pixels wide
+AROUND = np.ones((3, 3))  # pixels that touch at a corner belong together
+AVERAGE = Image.Resampling.BOX
+
+
+class PictureError(ValueError):
+    """No digit can be read in a picture; the message says why and what to do."""
+
+
+def find_sheets(page: ndarray) -> Iterator[ndarray]:
+    """Cut out what may be a sheet of paper on a table.
+
+    Args:
+        page: The picture.
+
+    Yields:
+        Smaller pages: what is a rectangle, and first lighter, then darker than all
+        around it. Where the sheet ends, its paper goes on.
+    """
+    small = resize(page, 128 / max(page.shape), AVERAGE)
+    dark, light = np.quantile(small, (0.1, 0.9))
+    if dark >= 0.88 * light:
+        return
+    is_light = small > (dark + light) / 2
+    for part in (is_light, ~is_light):
+        patch = find_largest(part)
+        sheet = ndimage.binary_fill_holes(patch)
+        outline = sheet & ~ndimage.binary_erosion(sheet)
+        inner = outline[1:-1, 1:-1].sum()
+        if sheet.mean() < 0.1 or patch.sum() < 0.8 * sheet.sum():
+            continue
+        if inner < 0.6 * outline.sum():  # half of a page that lies in shadow
+            continue
+        inside = Image.fromarray(ndimage.binary_erosion(sheet, AROUND, 2))
+        inside = np.asarray(inside.resize(page.shape[::-1]))
+        if inside.any() and _has_four_sides(sheet):
+            box = find_box(inside)
+            nearest = ndimage.distance_transform_edt(
+                ~inside[box], return_distances=False, return_indices=True
+            )
+            yield page[box][tuple(nearest)]
+
+
+def find_strokes(page: ndarray) -> ndarray:
+    """Find the strokes of the one digit on a page.
+
+    Args:
+        page: The picture.
+
+    Returns:
+        A mask, cropped to the digit.
+
+    Raises:
+        PictureError: Nothing stands out, or only shadows and lines do.
+    """
+    if max(page.shape) < SMALLEST:
+        page = resize(page, math.ceil(SMALLEST / max(page.shape))).clip(0, 1)
+    ink = find_ink(page)
+    low, paper = np.quantile(ink, (0.03, 0.15))  # both are paper, even in tight crops
+    noise = paper - low  # 0.84 standard deviations of normal noise
+    ink -= paper + 0.8 * noise
+    visible = ink[ink > max(0.03, 9 * noise)]
+    if visible.size < 16:
+        raise PictureError(
+            "nothing stands out from the paper: "
+            "a blank page, or writing too faint or small"
+        )
+    contrast = (visible**4).sum() / (visible**3).sum()  # shadows hardly count
+    mask = drop_lines(drop_frames(ink > 0.45 * contrast))
+    is_even = _find_even_paper(page) is not None
+    mask = _drop_others(mask, ink**3, contrast < 0.5 and not is_even)
+    return mask[find_box(mask)]
+
+
+def find_ink(page: ndarray) -> ndarray:
+    """Measure how much darker than its paper each pixel is; light ink counts, too.
+
+    The paper's brightness under the ink is found by a morphological closing: it fills
+    dark lines narrower than its window, but follows a shadow's edge.
+
+    Args:
+        page: The picture.
+
+    Returns:
+        `[height, width] float32`, a fraction: 0 = paper.
+    """
+    if _has_light_ink(page):
+        page = 1 - page
+    page = ndimage.gaussian_filter(page, max(page.shape) / 224)
+    half = max(page.shape) // 6
+    wide = np.pad(page, half, mode="edge")  # beyond the border, the paper goes on
+    paper = ndimage.grey_closing(wide, 2 * half + 1, mode="nearest")
+    paper = paper[half:-half, half:-half]
+    return 1 - page / np.maximum(paper, max(_find_even_paper(page) or 0, 0.1))
+
+
+def drop_frames(mask: ndarray) -> ndarray:
+    """Keep only what is inside of a printed box, if there is one around something."""
+    pieces, _ = ndimage.label(mask, AROUND)
+    for number, box in enumerate(ndimage.find_objects(pieces), 1):
+        piece = pieces[box] == number
+        if min(piece.shape) < max(mask.shape) / 4:
+            continue
+        filled = ndimage.binary_fill_holes(piece)
+        inside = mask[box] & filled & ~piece
+        if inside.sum() > 0.03 * piece.sum() and _has_four_sides(filled):
+            mask = np.zeros_like(mask)
+            mask[box] = inside
+    return mask
+
+
+def drop_lines(mask: ndarray) -> ndarray:
+    """Remove printed lines: from border to border, and far beyond the digit.
+
+    So are writing lines, but neither the bar of a 7 nor the stem of a 4.
+    """
+    mask = _drop_lines_across(mask)
+    return _drop_lines_across(mask.T).T
+
+
+def _drop_lines_across(mask):
+    thin = max(mask.shape) // 20
+    width = mask.shape[1]
+    wide = ndimage.maximum_filter1d(mask, thin, axis=0)  # a line may be tilted a bit
+    long = ndimage.grey_opening(wide, (1, width // 2 + 1))
+    lines, _ = ndimage.label(long, AROUND)
+    crossing = ndimage.grey_opening(mask, (thin + 1, 1))  # a stroke, which stays
+    lines[crossing | ~mask] = 0
+    others = mask & (lines == 0)
+    if not others.any():
+        return mask
+    rows, columns = find_box(find_largest(others))
+    margin = max(rows.stop - rows.start, columns.stop - columns.start) / 4
+    if columns.start < margin or columns.stop > width - margin:
+        return mask  # the digit fills the page, and so may its bars
+    reach = width // 25 + 1
+    printed = np.intersect1d(lines[:, :reach], lines[:, -reach:])
+    return mask & ~np.isin(lines, printed[printed > 0])
+
+
+def _drop_others(mask, weight, faint):
+    """Keep the digit's own pieces: no shadow, no speck, no neighbour that is cut off.
+
+    `weight` says how much each pixel counts; `faint` ink may be a shadow.
+    """
+    pieces, count = ndimage.label(mask, AROUND)
+    if count == 0:
+        raise PictureError("only lines stand out from the paper: cut out one digit")
+    numbers = np.arange(1, count + 1)
+    margin = max(mask.shape) // 25
+    rim = np.ones_like(mask)
+    rim[margin:-margin, margin:-margin] = False
+    edge = mask & ~ndimage.binary_erosion(mask)
+    at_rim = ndimage.mean(rim, pieces * edge, numbers)  # the share of each one's edge
+    weights = ndimage.sum_labels(weight, pieces, numbers)
+    shadow = at_rim > (0.05 if faint else 0.33)  # a stroke only ends there
+    lit = np.where(shadow, 0, weights)
+    if lit.max() > weights.max() * (0.02 if faint else 0.1):
+        weights = lit
+    elif faint:
+        raise PictureError(
+            "only shadows stand out from the paper: use a darker pen or more even light"
+        )
+    cut = np.isin(numbers, pieces[:, [0, -1]])  # by the left or the right border
+    whole = np.where(cut, 0, weights)
+    if whole.max() > 0.2 * weights.max():
+        digit = pieces == numbers[whole.argmax()]
+        columns = np.broadcast_to(digit.any(axis=0), mask.shape)
+        above = ndimage.mean(columns, pieces, numbers)  # or below it: the shares
+        weights[cut & (above < 0.2)] = 0
+    enough = np.where(at_rim, 0.25, 0.05) * weights.max()
+    return np.isin(pieces, numbers[weights >= enough])
+
+
+def _find_even_paper(page):
+    """The brightness of the paper, if most of the border is like the corners."""
+    rim = np.concatenate([page[0], page[-1], page[:, 0], page[:, -1]])
+    paper = np.median(page[[0, 0, -1, -1], [0, -1, 0, -1]])  # in the corners
+    even = np.abs(rim - paper) < 0.1 * np.ptp(page)
+    return paper if even.mean() > 0.65 else None
+
+
+def _has_light_ink(page):
+    """Whether what stands out from the paper is brighter than it is.
+
+    Strokes make the differences from the local mean lopsided, a shadow's edge does
+    not. Of two sizes of surroundings, the wide one is for a thick digit that fills the
+    page (with a wider one, shadows would decide), the narrow one for a small digit.
+    """
+    even = _find_even_paper(page)
+    page = resize(page, min(1, 128 / max(page.shape)), AVERAGE)
+    if even is not None:
+        return ((page - even) ** 3).mean() > 0
+    skewness = 0.0
+    for share in (5, 24):
+        sigma = max(page.shape) / share
+        local = page - ndimage.gaussian_filter(page, sigma, mode="nearest")
+        skewness += (local**3).mean() / ((local**2).mean() ** 1.5 + 1e-9)
+    return skewness > 0
+
+
+def _has_four_sides(mask):
+    """Whether a shape is about a parallelogram, by its moments (an ellipse: 1.1)."""
+    spread = 144 * np.linalg.det(np.cov(np.argwhere(mask).T))
+    return 0.9 * spread < mask.sum() ** 2 < 1.05 * spread
+
+
+def find_largest(mask: ndarray) -> ndarray:
+    """The largest piece of a mask."""
+    pieces, _ = ndimage.label(mask, AROUND)
+    sizes = np.bincount(pieces.ravel())
+    return pieces == 1 + sizes[1:].argmax()
+
+
+def find_box(mask: ndarray) -> tuple[slice, slice]:
+    """The rows and columns of the smallest box with all of `mask`."""
+    return ndimage.find_objects(mask.astype(int))[0]
+
+
+def resize(
+    page: ndarray, factor: float, method: int = Image.Resampling.BICUBIC
+) -> ndarray:
+    """Enlarge or reduce a page or a mask by a factor, to at least one pixel."""
+    height, width = (max(1, round(side * factor)) for side in page.shape)
+    image = Image.fromarray(page.astype(np.float32))
+    return np.asarray(image.resize((width, height), method))
