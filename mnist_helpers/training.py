@@ -202,9 +202,8 @@ def draw_digits(losses: Tensor, count: int) -> Tensor:
     Hard ones, whose latest loss was large, are drawn more often: most soon have nothing
     left to teach (compare Katharopoulos and Fleuret 2018, "Not all samples are created
     equal"). The limits let easy ones come back and keep mislabelled ones from ruling.
-    They also tend to come first: an epoch that ends with easy digits, which are like
-    those to be read, leaves batch norm with fitting statistics. All digits, if `count`
-    asks for them, come in random order.
+    `multinomial` tends to put them first. All digits, if `count` asks for them, come
+    in random order.
     """
     if count + 1 >= len(losses):  # a last batch of one is left out
         return torch.randperm(len(losses), device=losses.device)[:count]
