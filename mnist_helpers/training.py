@@ -44,6 +44,7 @@ class Config:
     nothing and back (Smith and Topin 2018). `augmentation`: strength of the random
     warps; `augmentation_fade`: the share of it that is gone at the end.
     `hard_fraction`: fraction of the digits shown in each epoch, hard ones more often.
+    `bfloat16`: multiply numbers of half the size (see `has_bfloat16`).
     """
 
     hidden: tuple[PositiveInt, ...] = Field((256, 128), strict=False)  # or a list
@@ -57,6 +58,7 @@ class Config:
     augmentation: NonNegativeFloat = 0.0
     augmentation_fade: float = Field(0.0, ge=0, le=1)
     hard_fraction: float = Field(1.0, gt=0, le=1)
+    bfloat16: bool = False
     batch_size: int = Field(64, ge=2)
     epochs: PositiveInt = 5
     seed: NonNegativeInt = 0
@@ -88,6 +90,16 @@ def choose_device() -> tuple[torch.device, str]:
     return device, "a trial training worked"
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` is a processor that multiplies bfloat16 in hardware.
+
+    Such numbers have the range of float32, but 8 binary digits instead of 24. Other
+    processors imitate them, which is slower than float32.
+    """
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # older PyTorch has no such
+    return device.type == "cpu" and tell().get("avx512_bf16", False)
+
+
 def make_model(config: Config, device="cpu") -> MLP:
     """A fresh `MLP`; the same config gives the same weights to start from."""
     with random_numbers(device, config.seed):
@@ -113,7 +125,12 @@ def make_optimizer(model: MLP, config: Config) -> Optimizer:
 
 @torch.enable_grad()
 def train_epoch(
-    model: MLP, loader: Iterable, loss_function, optimizer, scheduler=None
+    model: MLP,
+    loader: Iterable,
+    loss_function,
+    optimizer,
+    scheduler=None,
+    bfloat16: bool = False,
 ) -> Tensor:
     """Show the model every batch of `loader` once and improve it after each.
 
@@ -126,8 +143,9 @@ def train_epoch(
     with undo_if_stopped(model):
         for pixels, labels in loader:
             optimizer.zero_grad()
-            logits = model(pixels)  # [batch, 10]
-            loss = loss_function(logits, labels)  # [batch]
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
+                logits = model(pixels)  # [batch, 10]
+            loss = loss_function(logits.float(), labels)  # [batch]
             loss.mean().backward()
             optimizer.step()
             if scheduler:
@@ -181,7 +199,9 @@ def fit(
             loader = make_loader(
                 train[shown], config.batch_size, transform=v2.Compose([warp, TRANSFORM])
             )
-            new = train_epoch(model, loader, loss_function, optimizer, scheduler)
+            new = train_epoch(
+                model, loader, loss_function, optimizer, scheduler, config.bfloat16
+            )
             if validation:
                 result = evaluate(model, make_loader(validation, 1000))
                 loss, accuracy = result.loss, result.accuracy

@@ -8,7 +8,11 @@ import pytest
 
 from mnist_helpers.data import PROJECT_ROOT
 
-SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+SETTINGS = {
+    "GOMP_SPINCOUNT": "1000",
+    "KMP_BLOCKTIME": "0",
+    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+}
 SHOW = f"import os; print(*map(os.environ.get, {[*SETTINGS]}))"
 ERRORS = ["ImportError", "OSError", "ValueError", "AttributeError", "RuntimeError"]
 

@@ -21,6 +21,7 @@ from mnist_helpers.training import (
     choose_device,
     draw_digits,
     fit,
+    has_bfloat16,
     make_model,
     make_optimizer,
     score_config,
@@ -40,6 +41,7 @@ EVERYTHING = Config(  # nothing is as in TINY
     augmentation=0.5,
     augmentation_fade=0.5,
     hard_fraction=0.6,
+    bfloat16=True,
     batch_size=32,
     epochs=3,
     seed=1,
@@ -78,6 +80,7 @@ NONSENSE = {
     "augmentation": [-0.1],
     "augmentation_fade": [-0.1, 1.01],
     "hard_fraction": [0, 1.01],
+    "bfloat16": [1],
     "batch_size": [1, 64.0],
     "epochs": [0],
     "seed": [-1],
@@ -93,10 +96,12 @@ def test_nonsense_is_refused_by_name(name):
 
 def test_config():
     assert Config() == Config(
-        (256, 128), "relu", False, 0, "adam", 1e-3, False, 0, 0, 0, 1, 64, 5, 0
+        (256, 128), "relu", False, 0, "adam", 1e-3, False, 0, 0, 0, 1, False, 64, 5, 0
     )
     assert Config(hidden=[3]).hidden == (3,)  # as a database gives it back
-    assert Config((), "tanh", True, 0.99, "sgd", 1, True, 9, 9, 1, 1e-9, 2, 1, 2**70)
+    assert Config(
+        (), "tanh", True, 0.99, "sgd", 1, True, 9, 9, 1, 1e-9, True, 2, 1, 2**70
+    )
     with pytest.raises(ValueError, match="learning_rat"):
         Config(learning_rat=0.1)
     with pytest.raises(FrozenInstanceError):
@@ -186,9 +191,9 @@ def test_fit_is_a_loop_of_a_few_lines(toy):
             by_hand.train()
             for batch in shown.split(32):
                 pixels = TRANSFORM(warp(toy.images[batch]))
-                loss = F.cross_entropy(
-                    by_hand(pixels), toy.labels[batch], reduction="none"
-                )
+                with torch.autocast("cpu", torch.bfloat16):
+                    logits = by_hand(pixels)
+                loss = PER_DIGIT(logits.float(), toy.labels[batch])
                 optimizer.zero_grad()
                 loss.mean().backward()
                 optimizer.step()
@@ -381,6 +386,31 @@ def card(monkeypatch):
             monkeypatch.setattr(torch.accelerator, function, answer)
 
     return install
+
+
+def test_bfloat16_multiplies_rounded_numbers(toy):
+    """One step: as precise as 8 binary digits, and all that is kept is float32."""
+    losses, weights = [], []
+    for bfloat16 in (False, True):
+        model = make_model(TINY)
+        optimizer = make_optimizer(model, replace(TINY, optimizer="sgd"))
+        loader = make_loader(toy, len(toy))
+        losses.append(train_epoch(model, loader, PER_DIGIT, optimizer, None, bfloat16))
+        weights.append(flatten(model))
+        assert {value.dtype for value in model.parameters()} == {torch.float32}
+    for exact, rounded in (losses, weights):
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_bfloat16_where_the_processor_announces_it(monkeypatch, announced):
+    tell = {"avx512_bf16": announced, "amx_bf16": True}.copy
+    monkeypatch.setattr(torch.cpu, "get_capabilities", tell, raising=False)
+    assert has_bfloat16(torch.device("cpu")) == announced
+    assert not has_bfloat16(torch.device("meta"))
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # older PyTorch
+    assert not has_bfloat16(torch.device("cpu"))
 
 
 def test_without_a_card_nothing_is_tried(monkeypatch):
