@@ -72,18 +72,23 @@ def test_png_has_few_colours():
 def test_digits_stand_in_rows_below_their_captions():
     captions = [f"no. {index}" for index in range(13)]
     figure = plots.plot_digits(IMAGES, captions, "Digits", vmin=-255)
-    for index, ax in enumerate(figure.axes):
-        (drawn,) = ax.images
-        assert np.array_equal(drawn.get_array(), IMAGES[index])
-        assert drawn.to_rgba(np.array([-255.0, 255.0]))[:, 0].tolist() == [1, 0]
-        assert drawn.get_interpolation() == "nearest"
-        assert not ax.axison
-        place = ax.get_subplotspec()
-        assert (place.rowspan.start, place.colspan.start) == divmod(index, 10)
+    (ax,) = figure.axes
+    (drawn,) = ax.images
+    assert drawn.to_rgba(np.array([-255.0, 255.0]))[:, 0].tolist() == [1, 0]
+    assert drawn.get_interpolation() == "nearest"
+    assert not ax.axison
+    page = np.zeros([70, 350])
+    for index, image in enumerate(IMAGES):
+        top, left = 7 + index // 10 * 35, index % 10 * 35
+        page[top : top + 28, left : left + 28] = image
+        assert ax.texts[index].get_position() == (left + 14, top - 1)
+        assert ax.texts[index].get_horizontalalignment() == "center"
+    assert np.array_equal(drawn.get_array(), page)
     assert figure._repr_png_()[1]["alt"] == "; ".join(["Digits", *captions])
-    # Two rows of squares, each with a caption above, and a title
-    assert figure.get_size_inches() == pytest.approx([9, 2 * (0.9 + 0.25) + 0.3])
+    assert figure.get_size_inches() == pytest.approx([9, 2 * 0.9 + 0.3])
     assert plots.plot_digits(IMAGES[:4], columns=2).get_figheight() == 9.3
+    plain = plots.plot_digits(IMAGES[:4]).axes[0].images[0].get_array()
+    assert plain.shape == (30, 300)
     assert plots.plot_digits(IMAGES[:0])._repr_png_()[1]["alt"] == ""
 
 
