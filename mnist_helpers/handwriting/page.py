@@ -33,26 +33,27 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
     """
     small = resize(page, 128 / max(page.shape), AVERAGE)
     dark, light = np.quantile(small, (0.1, 0.9))
-    if dark >= 0.88 * light:
+    if max(page.shape) < SMALLEST or dark >= 0.88 * light:
         return
     is_light = small > (dark + light) / 2
     for part in (is_light, ~is_light):
         patch = find_largest(part)
         sheet = ndimage.binary_fill_holes(patch)
-        outline = sheet & ~ndimage.binary_erosion(sheet)
-        inner = outline[1:-1, 1:-1].sum()
-        if sheet.mean() < 0.1 or patch.sum() < 0.8 * sheet.sum():
-            continue
-        if inner < 0.6 * outline.sum():  # half of a page that lies in shadow
-            continue
         inside = Image.fromarray(ndimage.binary_erosion(sheet, AROUND, 2))
         inside = np.asarray(inside.resize(page.shape[::-1]))
-        if inside.any() and _has_four_sides(sheet):
+        if inside.any() and patch.sum() >= 0.8 * sheet.sum() and _is_sheet(sheet):
             box = find_box(inside)
             nearest = ndimage.distance_transform_edt(
                 ~inside[box], return_distances=False, return_indices=True
             )
             yield page[box][tuple(nearest)]
+
+
+def _is_sheet(mask):
+    outline = mask & ~ndimage.binary_erosion(mask)
+    inner = outline[1:-1, 1:-1]  # hardly any, if half of a page lies in shadow
+    is_shown = mask.mean() >= 0.1 and inner.sum() >= 0.6 * outline.sum()
+    return is_shown and _has_four_sides(mask)
 
 
 def find_strokes(page: ndarray) -> ndarray:
@@ -81,8 +82,8 @@ def find_strokes(page: ndarray) -> ndarray:
         )
     contrast = (visible**4).sum() / (visible**3).sum()  # shadows hardly count
     mask = drop_lines(drop_frames(ink > 0.45 * contrast))
-    is_even = _find_even_paper(page) is not None
-    mask = _drop_others(mask, ink**3, contrast < 0.5 and not is_even)
+    is_faint = contrast < 0.5 and _find_even_paper(page) is None
+    mask = _drop_others(mask, ink**3, is_faint)
     return mask[find_box(mask)]
 
 
@@ -103,7 +104,7 @@ def find_ink(page: ndarray) -> ndarray:
     page = ndimage.gaussian_filter(page, max(page.shape) / 224)
     half = max(page.shape) // 6
     wide = np.pad(page, half, mode="edge")  # beyond the border, the paper goes on
-    paper = ndimage.grey_closing(wide, 2 * half + 1, mode="nearest")
+    paper = ndimage.grey_closing(wide, 2 * half + 1)
     paper = paper[half:-half, half:-half]
     return 1 - page / np.maximum(paper, max(_find_even_paper(page) or 0, 0.1))
 
@@ -128,14 +129,18 @@ def drop_lines(mask: ndarray) -> ndarray:
 
     So are writing lines, but neither the bar of a 7 nor the stem of a 4.
     """
-    mask = _drop_lines_across(mask)
-    return _drop_lines_across(mask.T).T
+    thin = max(mask.shape) // 20  # first what is thinner: more is left of the digit
+    for thick in (thin // 2, thin):
+        mask = _drop_lines_across(mask, thick)
+        mask = _drop_lines_across(mask.T, thick).T
+    return mask
 
 
-def _drop_lines_across(mask):
-    thin = max(mask.shape) // 20
+def _drop_lines_across(mask, thin):
     width = mask.shape[1]
     wide = ndimage.maximum_filter1d(mask, thin, axis=0)  # a line may be tilted a bit
+    if wide.sum(axis=1).max() <= width // 2:
+        return mask  # no row has ink enough for a line
     long = ndimage.grey_opening(wide, (1, width // 2 + 1))
     lines, _ = ndimage.label(long, AROUND)
     crossing = ndimage.grey_opening(mask, (thin + 1, 1))  # a stroke, which stays
@@ -144,7 +149,7 @@ def _drop_lines_across(mask):
     if not others.any():
         return mask
     rows, columns = find_box(find_largest(others))
-    margin = max(rows.stop - rows.start, columns.stop - columns.start) / 4
+    margin = max(mask[rows, columns].shape) / 4
     if columns.start < margin or columns.stop > width - margin:
         return mask  # the digit fills the page, and so may its bars
     reach = width // 25 + 1
@@ -179,8 +184,7 @@ def _drop_others(mask, weight, faint):
     whole = np.where(cut, 0, weights)
     if whole.max() > 0.2 * weights.max():
         digit = pieces == numbers[whole.argmax()]
-        columns = np.broadcast_to(digit.any(axis=0), mask.shape)
-        above = ndimage.mean(columns, pieces, numbers)  # or below it: the shares
+        above = ndimage.mean(digit.any(axis=0), pieces, numbers)  # or below: shares
         weights[cut & (above < 0.2)] = 0
     enough = np.where(at_rim, 0.25, 0.05) * weights.max()
     return np.isin(pieces, numbers[weights >= enough])
@@ -189,7 +193,7 @@ def _drop_others(mask, weight, faint):
 def _find_even_paper(page):
     """The brightness of the paper, if most of the border is like the corners."""
     rim = np.concatenate([page[0], page[-1], page[:, 0], page[:, -1]])
-    paper = np.median(page[[0, 0, -1, -1], [0, -1, 0, -1]])  # in the corners
+    paper = np.median(page[[0, -1]][:, [0, -1]])  # in the corners
     even = np.abs(rim - paper) < 0.1 * np.ptp(page)
     return paper if even.mean() > 0.65 else None
 

@@ -21,7 +21,6 @@ from mnist_helpers.data import IMAGE_SIZE, NUM_PIXELS, Digits
 from mnist_helpers.handwriting.page import (
     AROUND,
     AVERAGE,
-    SMALLEST,
     PictureError,
     find_box,
     find_sheets,
@@ -76,7 +75,6 @@ def _read_image(source):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source) as file:
                 file.draft("RGB", (LARGEST, LARGEST))  # decodes a fraction of a JPEG
-                file.load()
                 source = file.copy()
     if isinstance(source, Image.Image) and source.mode[0] not in "IF":
         return source
@@ -111,28 +109,23 @@ def _make_image(source):
     low, high = float(values.min()), float(values.max())
     if not math.isfinite(high - low):
         raise PictureError(f"expected finite numbers, {given} with others")
-    white = min((scale for scale in FULL_SCALES if scale >= high), default=high)
+    white = next((scale for scale in FULL_SCALES if scale >= high), high)
+    black = 0
     if low < -0.1 * white or high < white / 8:  # no usual scale
-        low = min(low, 0)
-        white = high - low or 1
-    else:
-        low = 0
-    values = (values.astype(np.float64) - low) * (255 / white)
+        black = min(low, 0)
+        white = high - black or 1
+    values = (values.astype(float) - black) * (255 / white)
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def _lay_on_paper(image):
-    """Put an RGBA picture on white paper, or on black where that suits it better."""
+    """Put an RGBA picture on paper like its own, or else unlike its ink."""
     brightness, opacity = np.asarray(image.convert("LA")).T
-    opaque = brightness[opacity > 250]
-    colours = ["white", "black"]  # white ink is invisible on white
-    if opaque.size > opacity.size / 2 and np.ptp(opaque) > 127:  # it has paper
-        colours = ["white" if np.median(opaque) > 127 else "black"]
-    pages = []
-    for colour in colours:
-        paper = Image.new("RGBA", image.size, colour)
-        pages.append(Image.alpha_composite(paper, image).convert("RGB"))
-    return max(pages, key=np.std)
+    opaque = brightness[opacity == opacity.max()]
+    has_paper = opaque.size > opacity.size / 2 and np.ptp(opaque) > 127
+    is_light = np.median(opaque) > 127  # most of the paper, or else the ink
+    paper = Image.new("RGBA", image.size, "white" if is_light == has_paper else "black")
+    return Image.alpha_composite(paper, image).convert("RGB")
 
 
 def normalise_picture(source) -> Tensor:
@@ -154,8 +147,7 @@ def normalise_picture(source) -> Tensor:
     if _is_normalised(page):
         return torch.tensor(page)
     page = page.astype(np.float32) / 255
-    sheets = find_sheets(page) if max(page.shape) >= SMALLEST else []
-    for sheet in sheets:
+    for sheet in find_sheets(page):
         try:
             return fit_box(find_strokes(sheet))
         except PictureError:
@@ -185,9 +177,9 @@ def fit_box(mask: np.ndarray) -> Tensor:
     ink = ink[find_box(ink > 0)]
     ink = resize(ink, BOX / max(ink.shape), AVERAGE).clip(0, 1)
     room = np.subtract(IMAGE_SIZE, ink.shape)
-    corner = np.round(IMAGE_SIZE // 2 - np.array(ndimage.center_of_mass(ink)))
-    corner = corner.astype(int).clip(0, room)
-    ink = np.pad(ink, np.stack([corner, room - corner], axis=1))
+    corner = np.subtract(IMAGE_SIZE // 2, ndimage.center_of_mass(ink))
+    corner = corner.round().astype(int).clip(0, room)
+    ink = np.pad(ink, np.transpose([corner, room - corner]))
     return torch.from_numpy((ink * 255).round().astype(np.uint8))
 
 
@@ -203,9 +195,7 @@ def _mend_strokes(mask):
     noise = sizes < 0.4 * FINE  # not the loop of a digit
     mask = mask | (hollow | noise)[holes]
     edge = _measure_edge(mask)
-    width = (
-        4 * edge[mask].mean()
-    )  # a pixel is a quarter of it from the edge, on average
+    width = 4 * edge[mask].mean()  # the mean pixel is a quarter of it from the edge
     pieces = ndimage.label(mask, AROUND)[1]
     if pieces > 1:  # gaps narrower than a stroke; between dots, somewhat wider ones
         reach = width * (0.5 if pieces <= 3 else 1)
@@ -238,7 +228,7 @@ def _is_normalised(page):
     """Whether a page is in MNIST's form: 28x28, ink in a centred box of 20x20."""
     if page.shape != (IMAGE_SIZE, IMAGE_SIZE) or page.max() < 128:
         return False
-    longer = max(side.stop - side.start for side in find_box(page > 0))
+    longer = max(page[find_box(page > 0)].shape)
     off_centre = np.subtract(ndimage.center_of_mass(page), IMAGE_SIZE // 2)
     return longer in (BOX - 1, BOX) and np.abs(off_centre).max() < 0.51
 
