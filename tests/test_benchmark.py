@@ -69,7 +69,7 @@ def test_trainings_at_once(toy):
     assert benchmark.train_together(2, replace(FINAL, epochs=1), toy) > 0
 
 
-def make_bar(slope: float) -> torch.Tensor:
+def make_bar(slope):
     """A stroke `[28, 28]` above the middle that leans by so many columns a row."""
     right, down = benchmark.PLACES.view(2, 28, 28)
     down = down + 2.5

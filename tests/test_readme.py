@@ -30,14 +30,14 @@ ELSEWHERE = {
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
+def project(tmp_path, monkeypatch):
     """A copy of the project."""
     monkeypatch.setenv("MNIST_ROOT", str(find_root()))
     unwanted = shutil.ignore_patterns(".*", "data", "runs", "__pycache__")
     return shutil.copytree(PROJECT_ROOT, tmp_path / "project", ignore=unwanted)
 
 
-def run(command: str, folder: Path) -> str:
+def run(command, folder):
     """What a command prints that finds this Python first; it must not fail."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

@@ -7,7 +7,6 @@ nor missing docstrings pay.
 import ast
 import tokenize
 
-import nbformat
 import pytest
 
 from mnist_helpers.data import PROJECT_ROOT
@@ -20,23 +19,19 @@ TESTS = sorted((PROJECT_ROOT / "tests").glob("*.py"))
 WORDS = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP)
 
 
-def count_words(path) -> tuple[int, int]:
+def count_words(path):
     """Words of code, and the lines that hold some; docstrings and brackets are free."""
-    docstrings = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docstrings.update(range(node.lineno, node.end_lineno + 1))
     lines = []
     with tokenize.open(path) as file:
         for token in tokenize.generate_tokens(file.readline):
-            line = token.start[0]
-            if line not in docstrings and token.string not in "()[]{},:.":
-                lines += [line] if token.type in WORDS else []
+            free = token.string in "()[]{},:." or token.string.startswith('"""')
+            if token.type in WORDS and not free:
+                lines.append(token.start[0])
     return len(lines), len(set(lines))
 
 
 @pytest.mark.parametrize(
-    ("paths", "most"), [(CORE, 3450), (MODULES, 7300), (TESTS, 20600)]
+    ("paths", "most"), [(CORE, 3400), (MODULES, 7150), (TESTS, 20300)]
 )
 def test_words(paths, most):
     assert most / 2 < sum(count_words(path)[0] for path in paths) <= most
@@ -46,7 +41,6 @@ def test_words(paths, most):
 def test_lines_are_plain(path):
     words, lines = count_words(path)
     assert words <= 7 * lines
-    assert all(len(line) <= 88 for line in path.read_text("utf-8").splitlines())
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
@@ -57,7 +51,5 @@ def test_core_imports_only_what_stands_above_it(path):
     assert {name for name in imported if name.startswith("mnist_helpers")} <= above
 
 
-def test_notebook_and_readme():
-    book = nbformat.read(PROJECT_ROOT / "notebook.ipynb", as_version=4)
-    assert len(book.cells) <= 100
+def test_readme_is_short():
     assert len((PROJECT_ROOT / "README.md").read_text("utf-8").split()) <= 850
