@@ -139,7 +139,7 @@ def train_epoch(
     """
     model.train()
     losses = []
-    with undo_if_stopped(model):
+    with undo_if_stopped(model), enough_threads(model):
         for pixels, labels in loader:
             optimizer.zero_grad()
             with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
@@ -252,3 +252,18 @@ def undo_if_stopped(model: MLP):
     except BaseException:
         model.load_state_dict(before)
         raise
+
+
+@contextmanager
+def enough_threads(model: MLP):
+    """A small network is trained on one thread: more would mostly wait for each other.
+
+    So its weights do not depend on the number of cores either.
+    """
+    threads = torch.get_num_threads()
+    size = sum(weights.numel() for weights in model.parameters())
+    torch.set_num_threads(threads if size > 1e6 else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

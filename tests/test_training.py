@@ -158,6 +158,17 @@ def test_two_steps_are_those_of_textbooks(toy, name, kind, options):
     assert model.training
 
 
+@pytest.mark.parametrize(("hidden", "threads"), [((8,), 1), ((1024, 512), 2)])
+def test_small_networks_train_on_one_thread(toy, hidden, threads):
+    model = MLP(hidden)
+    with (
+        mock.patch("torch.get_num_threads", return_value=2),
+        mock.patch("torch.set_num_threads") as change,
+    ):
+        train_epoch(model, make_loader(toy, 50), PER_DIGIT, make_optimizer(model, TINY))
+    assert change.mock_calls == [mock.call(threads), mock.call(2)]
+
+
 # --- fit
 
 
