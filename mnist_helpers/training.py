@@ -134,7 +134,8 @@ def train_epoch(
     """Show the model every batch of `loader` once and improve it after each.
 
     `loss_function` gives one loss per image (`reduction="none"`). They are returned,
-    `[N] float32`. `TrainingError` if they are no numbers any more. After an error or
+    `[N] float32`. With `bfloat16` the model's products are of such numbers, all else
+    stays float32. `TrainingError` if losses are no numbers any more. After an error or
     a stop, the model has the weights from before the epoch.
     """
     model.train()
