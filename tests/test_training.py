@@ -337,7 +337,7 @@ def install_card(monkeypatch):
     # Only the first who asks hears of it: PyTorch itself must not believe it.
     available = mock.Mock(side_effect=[True] + [False] * 99)
     monkeypatch.setattr(torch.accelerator, "is_available", available)
-    current = mock.Mock(return_value=torch.device("cpu:0"))
+    current = mock.Mock(side_effect=[torch.device("cpu:0")] + [None] * 99)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
 
 
