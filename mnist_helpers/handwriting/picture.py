@@ -32,7 +32,6 @@ LARGEST = 512  # pixels; larger pictures are reduced to about this: less noise a
 FINE = 100  # pixels; the longer side of the digit while its strokes are measured
 THINNEST, THICKEST = 8, 20  # pixels of FINE; other strokes are brought to these
 BOX = 20  # pixels; the longer side of every digit in MNIST
-FULL_SCALES = (1, 255, 1023, 4095, 16383, 65535)  # what white may be in an array
 
 
 def open_picture(source) -> Image.Image:
@@ -82,11 +81,16 @@ def _read_image(source):
 
 
 def _make_image(source):
-    """An array of any shape and number type as a picture of 8 bits."""
+    """An array of any shape and number type as a picture of 8 bits.
+
+    Other numbers than bytes are spread out, from black for the lowest to white for the
+    highest.
+    """
     if isinstance(source, Digits):
         source = source.images
     if isinstance(source, Tensor):
-        source = source.detach().cpu().double()
+        source = source.detach().cpu()
+        source = source.double() if source.is_floating_point() else source
     values = np.asarray(source)
     given = f"got {list(values.shape)} {values.dtype}"
     values = values.squeeze()
@@ -109,13 +113,9 @@ def _make_image(source):
     low, high = float(values.min()), float(values.max())
     if not math.isfinite(high - low):
         raise PictureError(f"expected finite numbers, {given} with others")
-    white = next((scale for scale in FULL_SCALES if scale >= high), high)
-    black = 0
-    if low < -0.1 * white or high < white / 8:  # no usual scale
-        black = min(low, 0)
-        white = high - black or 1
-    values = (values.astype(float) - black) * (255 / white)
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if values.dtype != np.uint8 or high < 32:  # no usual scale, or a mask of 0 and 1
+        values = (values.astype(float) - low) * 255 / (high - low or 1)
+    return Image.fromarray(values.round().astype(np.uint8))
 
 
 def _lay_on_paper(image):
