@@ -134,9 +134,10 @@ def train_epoch(
     """Show the model every batch of `loader` once and improve it after each.
 
     `loss_function` gives one loss per image (`reduction="none"`). They are returned,
-    `[N] float32`. With `bfloat16` the model's products are of such numbers, all else
-    stays float32. `TrainingError` if losses are no numbers any more. After an error or
-    a stop, the model has the weights from before the epoch.
+    `[N] float32`. With `bfloat16`, the model's matrix products are in that format; all
+    else stays float32. Raises `TrainingError` when a loss or a weight is no finite
+    number any more. After an error or a stop, the model has the weights from before
+    the epoch.
     """
     model.train()
     losses = []

@@ -38,7 +38,7 @@ VARIANTS = {
         "FEW = 1_500": "FEW = 1_000",
         "WIDE = 384": "WIDE = 256",
         "FLAGS = 0.55": "FLAGS = 0",
-        "epochs=16": "epochs=1",
+        "16 if QUICK": "1 if QUICK",
         "MINE = replace(STUDY, hidden=(256, 256)": (
             "MINE = replace(replace(STUDY, learning_rate=1.0), hidden=()"
         ),
@@ -57,7 +57,7 @@ VARIANTS = {
         "STEPS = {": "STEPS = {} if QUICK else {",
         "WIDE = 384": "WIDE = 2048",
         "FLAGS = 0.55": "FLAGS = 1",
-        "epochs=16": "epochs=1",
+        "16 if QUICK": "1 if QUICK",
     },
 }
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from mnist_helpers.augment import RandomWarp
 from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
+from mnist_helpers.evaluation import evaluate
 from mnist_helpers.handwriting.picture import normalise_picture, open_picture
 from mnist_helpers.model import ModelError, load_model
 from mnist_helpers.plots import BLUE, ORANGE, make_axes, render_png, show_image
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
-CHUNK = 500  # images that are asked at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,47 +75,15 @@ class Prediction:
         return render_png(self.show()), {"alt": text}
 
 
-@torch.no_grad()
-def predict_probabilities(
-    model: nn.Module, images: Tensor, views: int = 1, strength: float = 1.0
-) -> Tensor:
-    """The softmax of a model's logits, or its mean over randomly warped views.
-
-    Args:
-        model: Any model of `[batch, 784] float32`; it is left in the mode it was in.
-        images: `[28, 28]` or `[batch, 28, 28] uint8`.
-        views: With more than one, each image is warped so many times, always alike.
-        strength: Of the warps, see `RandomWarp`.
-
-    Returns:
-        `[10]` or `[batch, 10] float32`, on the CPU.
-    """
-    device = next(model.parameters()).device
-    warp = nn.Identity()
-    if views > 1:
-        warp = RandomWarp(strength, torch.Generator(device).manual_seed(0))
-    training = model.training
-    model.eval()
-    answers = []
-    try:
-        for chunk in images.reshape(-1, *images.shape[-2:]).split(CHUNK):
-            copies = chunk.to(device).repeat_interleave(views, dim=0)
-            logits = model(TRANSFORM(warp(copies)))  # [images * views, 10]
-            answer = logits.softmax(dim=1).view(-1, views, NUM_CLASSES).mean(dim=1)
-            answers.append(answer.cpu())
-    finally:
-        model.train(training)
-    return torch.cat(answers).view(*images.shape[:-2], NUM_CLASSES)
-
-
 def predict_picture(model: nn.Module, source) -> Prediction:
     """Read the digit in any picture.
 
     The digit is the model's for the picture as it is. The doubt is that of `VIEWS`
-    warped views of it, though no other digit is given more than that one.
+    warped views of it, always the same ones, though no other digit is given more than
+    that one.
 
     Args:
-        model: See `predict_probabilities`.
+        model: Any model of `[batch, 784] float32`; it is left as it is.
         source: A path, a PIL picture, an array and more: see `open_picture`.
 
     Raises:
@@ -123,8 +91,13 @@ def predict_picture(model: nn.Module, source) -> Prediction:
     """
     picture = open_picture(source)
     pixels = normalise_picture(picture)
-    digit = predict_probabilities(model, pixels).argmax()
-    shares = predict_probabilities(model, pixels, VIEWS)
+    warp = RandomWarp(generator=torch.Generator().manual_seed(0))
+    views = warp(pixels.expand(VIEWS, -1, -1))
+    images = torch.cat([pixels[None] / 255, views])
+    batch = TRANSFORM(images), torch.zeros(len(images))  # there are no labels
+    probabilities = evaluate(model, [batch]).probabilities  # [1 + VIEWS, 10]
+    digit = probabilities[0].argmax()
+    shares = probabilities[1:].mean(dim=0)
     share = shares[digit].clamp(min=1e-9)  # it may be too small for a float32
     shares = shares.clamp(max=0.999 * share)
     shares[digit] = share
