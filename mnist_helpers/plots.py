@@ -99,12 +99,10 @@ def plot_lines(
     xlabel: str,
     ylabel: str,
     ax=None,
-    accuracy: bool = False,
     **options,
 ) -> Figure:
     """Named lines over common `x`, in a new figure or on `ax`.
 
-    `accuracy=True` is for fractions of right answers (`set_accuracy_scale`);
     `options` go to `ax.set`, as in `xscale="log"`.
     """
     if ax is None:
@@ -113,8 +111,6 @@ def plot_lines(
     for name, y in lines.items():
         ax.plot(x, y, marker=marker, label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **options)
-    if accuracy:
-        set_accuracy_scale(ax)
     if len(lines) > 1:
         ax.legend()
     return ax.figure
@@ -134,8 +130,10 @@ def plot_history(history: list, total: int, title: str) -> Figure:
     if validated:
         losses["validation"] = validation
         accuracies = {"": [epoch.validation_accuracy for epoch in history]}
-        ylabel = "validation accuracy"
-        plot_lines(numbers, accuracies, "", "epoch", ylabel, axes[0, 1], accuracy=True)
+        plot_lines(
+            numbers, accuracies, "", "epoch", "validation accuracy", axes[0, 1]
+        )
+        set_accuracy_scale(axes[0, 1])
     plot_lines(numbers, losses, "", "epoch", "mean loss (nats)", axes[0, 0])
     set_loss_scale(axes[0, 0])
     for ax in axes.flat:

@@ -140,8 +140,8 @@ def test_losses_are_labelled_with_plain_numbers():
 )
 def test_accuracies_are_labelled_in_percent(accuracies, labels):
     x = range(len(accuracies))
-    figure = plots.plot_lines(x, {"a": accuracies}, "T", "x", "y", accuracy=True)
-    (ax,) = figure.axes
+    (ax,) = plots.plot_lines(x, {"a": accuracies}, "T", "x", "y").axes
+    plots.set_accuracy_scale(ax)
     assert read_ticks(ax) == labels.split()
     assert np.array_equal(ax.lines[0].get_ydata(), accuracies, equal_nan=True)
 
