@@ -65,13 +65,6 @@ def make_axes(
 
 
 @in_style
-def show_image(ax, image, **options) -> None:
-    """One image `[height, width]` without axes; `options` go to `imshow`."""
-    ax.imshow(image, **options)
-    ax.axis("off")
-
-
-@in_style
 def plot_digits(
     images: Tensor, captions: list = (), title: str = "", columns: int = 10, **options
 ) -> Figure:
@@ -86,7 +79,8 @@ def plot_digits(
         page[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE] = image.cpu()
         if captions:
             ax.text(left + IMAGE_SIZE / 2, top - 1, captions[index], ha="center")
-    show_image(ax, page, **options)
+    ax.imshow(page, **options)
+    ax.axis("off")
     figure.suptitle(title)
     return figure
 

@@ -17,7 +17,7 @@ from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.handwriting.picture import normalise_picture, open_picture
 from mnist_helpers.model import ModelError, load_model
-from mnist_helpers.plots import BLUE, ORANGE, make_axes, render_png, show_image
+from mnist_helpers.plots import BLUE, ORANGE, make_axes, render_png
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
 
@@ -55,10 +55,11 @@ class Prediction:
         figure, axes = make_axes(1, 3, (8, 2.6), width_ratios=[1, 1, 1.6])
         given, seen, bars = axes
         given.imshow(self.picture)
-        given.axis("off")
         given.set_title("the picture")
-        show_image(seen, self.pixels, cmap="gray", vmin=0, vmax=255)
+        seen.imshow(self.pixels, cmap="gray", vmin=0, vmax=255)
         seen.set_title("what the model sees")
+        given.axis("off")
+        seen.axis("off")
         drawn = bars.bar(range(NUM_CLASSES), self.probabilities.tolist(), color=BLUE)
         drawn[self.digit].set_color(ORANGE)
         bars.set(
