@@ -49,16 +49,17 @@ def legend_of(ax):
 
 
 def test_the_readers_own_style_changes_nothing():
-    expected = list(map(plots.render_png, draw_everything()))
+    expected = [figure._repr_png_() for figure in draw_everything()]
     with plt.style.context(["dark_background", {"image.cmap": "hot"}]):
         before = dict(mpl.rcParams)
-        assert list(map(plots.render_png, draw_everything())) == expected
+        assert [figure._repr_png_() for figure in draw_everything()] == expected
         assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == []  # nothing hangs on pyplot
 
 
 def test_png_has_few_colours():
-    image = Image.open(io.BytesIO(plots.render_png(draw_everything()[1])))
+    png, _ = draw_everything()[1]._repr_png_()
+    image = Image.open(io.BytesIO(png))
     assert (image.format, image.mode, image.size) == ("PNG", "P", (900, 340))
     colours = [colour for _, colour in image.convert("RGB").getcolors()]
     assert 100 < len(colours) <= 128

@@ -17,7 +17,7 @@ from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.handwriting.picture import normalise_picture, open_picture
 from mnist_helpers.model import ModelError, load_model
-from mnist_helpers.plots import BLUE, ORANGE, make_axes, render_png
+from mnist_helpers.plots import BLUE, ORANGE, make_axes
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
 
@@ -72,8 +72,7 @@ class Prediction:
         return figure
 
     def _repr_png_(self) -> tuple[bytes, dict]:
-        text = f"the picture, what the model sees, and its answer: {self!r}"
-        return render_png(self.show()), {"alt": text}
+        return self.show()._repr_png_()
 
 
 def predict_picture(model: nn.Module, source) -> Prediction:
