@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 import pygments.formatters
 import pygments.lexers
 from matplotlib.figure import Figure
@@ -121,19 +122,17 @@ def plot_history(history: list, total: int, title: str) -> Figure:
 
     Without validation digits (NaN) the training loss alone is drawn.
     """
-    numbers = [epoch.number for epoch in history]
-    losses = {"training": [epoch.train_loss for epoch in history]}
-    validation = [epoch.validation_loss for epoch in history]
-    validated = not np.isnan(validation).any()
+    columns = ["number", "train_loss", "validation_loss", "validation_accuracy"]
+    table = pd.DataFrame(history, columns=columns)
+    losses = {"training": table.train_loss}
+    validated = not table.validation_loss.hasnans
     figure, axes = make_axes(1, 1 + validated, (9, 3.1), squeeze=False)
     if validated:
-        losses["validation"] = validation
-        accuracies = {"": [epoch.validation_accuracy for epoch in history]}
-        plot_lines(
-            numbers, accuracies, "", "epoch", "validation accuracy", axes[0, 1]
-        )
+        losses["validation"] = table.validation_loss
+        line = {"": table.validation_accuracy}
+        plot_lines(table.number, line, "", "epoch", "validation accuracy", axes[0, 1])
         set_accuracy_scale(axes[0, 1])
-    plot_lines(numbers, losses, "", "epoch", "mean loss (nats)", axes[0, 0])
+    plot_lines(table.number, losses, "", "epoch", "mean loss (nats)", axes[0, 0])
     set_loss_scale(axes[0, 0])
     for ax in axes.flat:
         ax.set_xlim(0, total + 0.5)
