@@ -160,8 +160,7 @@ def set_accuracy_scale(ax) -> None:
 
     panels = ax.get_shared_y_axes().get_siblings(ax)
     limits = np.clip([panel.dataLim.intervaly for panel in panels], 0.01, 1)
-    first = np.searchsorted(ACCURACY_TICKS, limits.min())
-    last = np.searchsorted(ACCURACY_TICKS, limits.max())
+    first, last = np.searchsorted(ACCURACY_TICKS, [limits.min(), limits.max()])
     ticks = ACCURACY_TICKS[first - 1 : last + 1]
     ax.set_yscale("function", functions=(stretch, expit))
     ax.set_ylim(ticks[0], ticks[-1])
