@@ -16,7 +16,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 try:
     import torch  # noqa: F401
     import torchvision  # noqa: F401
-except (ImportError, RuntimeError, OSError, ValueError, AttributeError) as error:
+except Exception as error:  # what a broken installation may raise
     packages = f'-r "{Path(__file__).resolve().parents[1] / "requirements.txt"}"'
     if isinstance(error, RuntimeError):  # "operator torchvision::nms does not exist"
         packages = "--force-reinstall torch torchvision"  # two different builds
