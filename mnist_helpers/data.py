@@ -1,6 +1,5 @@
 """Where the digits come from, how they are preprocessed, and how they are served."""
 
-import hashlib
 import os
 import socket
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torchvision.datasets import MNIST
+from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
 IMAGE_SIZE = 28
@@ -98,8 +98,14 @@ def load_mnist(
     root = find_root(root)
     if not has_files(root):
         download_mnist(root, download)
-    for name in RAW_FILES:
-        check_file(root / RAW / name)
+    for name, (size, md5) in RAW_FILES.items():
+        path = root / RAW / name
+        if not check_integrity(path, md5):
+            raise DataError(
+                f"{path} is damaged or another file: {path.stat().st_size:,} bytes "
+                f"instead of {size:,} with md5 {md5}. "
+                "Delete it and load again to download it anew."
+            )
     # torchvision would read this copy in place of the files just checked.
     if (root / "MNIST/processed/training.pt").exists():
         raise DataError(f"{root}/MNIST/processed is of an old torchvision: delete it")
@@ -148,21 +154,6 @@ def download_mnist(root: Path, allowed: bool) -> None:
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
-
-
-def check_file(path: Path) -> None:
-    """`DataError` if a raw file is not what MNIST's makers published."""
-    size, md5 = RAW_FILES[path.name]
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise DataError(
-            f"{path} is damaged or another file: {len(content):,} bytes, beginning "
-            f"with {content[:16]!r}, instead of {size:,} bytes with md5 {md5}. "
-            "Delete it and load again to download it anew."
-        )
 
 
 def load_offline_digits() -> tuple[Digits, Digits]:
