@@ -179,9 +179,7 @@ def split_digits(digits: Digits, fraction: float = 1 / 12) -> tuple[Digits, Digi
     Not drawn at random: neighbours in MNIST's files were written by the same person,
     and the validation digits must come from people whom the network does not know.
     """
-    size = len(digits) - round(len(digits) * fraction)
-    if not 0 < size < len(digits):
-        raise ValueError(f"fraction must leave digits on both sides, got {fraction}")
+    size = round(len(digits) * (1 - fraction))
     return digits[:size], digits[size:]
 
 

@@ -93,12 +93,6 @@ def test_split_is_fixed_and_holds_out_the_last_digits(numbered):
     check_pairs(validation, range(48, 96))
 
 
-@pytest.mark.parametrize("fraction", [0, 1])
-def test_split_with_an_empty_side_is_refused(numbered, fraction):
-    with pytest.raises(ValueError, match=f"on both sides, got {fraction}"):
-        split_digits(numbered, fraction)
-
-
 def read_order(loader):
     return torch.cat([labels for _, labels in loader]).tolist()
 
