@@ -106,9 +106,6 @@ def load_mnist(
                 f"instead of {size:,} with md5 {md5}. "
                 "Delete it and load again to download it anew."
             )
-    # torchvision would read this copy in place of the files just checked.
-    if (root / "MNIST/processed/training.pt").exists():
-        raise DataError(f"{root}/MNIST/processed is of an old torchvision: delete it")
     train = MNIST(root)
     test = MNIST(root, train=False)
     return Digits(train.data, train.targets), Digits(test.data, test.targets)

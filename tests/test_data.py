@@ -194,16 +194,6 @@ def test_folder_in_place_of_a_file(toy_mnist):
         load_mnist(toy_mnist.parents[1])
 
 
-def test_copies_of_an_old_torchvision_are_refused_and_an_empty_folder_is_not(toy_mnist):
-    """torchvision reads such copies in place of the files that were checked."""
-    processed = toy_mnist.parent / "processed"
-    processed.mkdir()
-    check_loaded(toy_mnist.parents[1])
-    (processed / "training.pt").touch()
-    with pytest.raises(DataError, match=f"{processed} is of an old torchvision"):
-        load_mnist(toy_mnist.parents[1])
-
-
 # --- downloads, from a server on this machine
 
 
