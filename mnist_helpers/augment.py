@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -12,88 +12,78 @@ from mnist_helpers.data import IMAGE_SIZE, Digits
 
 GRID = 7  # the elastic field is drawn on GRID x GRID points and smoothed
 SMOOTHNESS = 4.0  # pixels; the sigma that Simard et al. found best
+ROTATION = 12.0  # degrees; this and the next three are the largest deviations
+SCALE = 0.12  # a fraction, for width and height separately
+SHEAR = 0.2  # a fraction of the height
+SHIFT = 2.0  # pixels, in both directions
+ELASTIC = 2.0  # pixels, twice the standard deviation of a pixel's displacement
 # How far each pixel lies to the right of the middle of the image and below it: [2, 784]
 STEPS = torch.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
 PLACES = torch.stack(torch.meshgrid(STEPS, STEPS, indexing="xy")).flatten(1)
 
 
-@dataclass
-class RandomWarp:
-    """A transform that draws every digit of a batch anew, as another hand might have.
+def warp_digits(
+    images: Tensor, strength: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw every digit of a batch anew, as another hand might have.
 
+    `[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1. `strength` scales all
+    deviations; 0 changes nothing. The random numbers come from `generator`, on the
+    device of the images; without one, from PyTorch's own.
     Affine and elastic deformation after Simard, Steinkraus and Platt 2003, "Best
     practices for convolutional neural networks applied to visual document analysis".
-
-    strength: scales all that follows; 0 changes nothing.
-    generator: where the random numbers come from, on the device of the images; without
-        one, PyTorch's own.
-    rotation (degrees), scale (a fraction, for width and height separately), shear (a
-        fraction of the height), shift (pixels, in both directions): the largest
-        deviation, drawn evenly.
-    elastic: pixels, twice the standard deviation of a pixel's displacement.
     """
+    if not strength:
+        return images / 255
+    source = {"generator": generator, "device": images.device}
+    draws = torch.rand(6, len(images), **source)
+    affine = _make_affine(strength * (2 * draws - 1))
+    noise = torch.randn(len(images), 2, GRID * GRID, **source)
+    noise *= strength * ELASTIC / 2
+    weights = torch.cat([affine, noise], dim=2)
+    weights /= IMAGE_SIZE / 2  # sampling counts from -1 to 1
+    places = weights @ _make_fields(images.device)  # [batch, 2, 784]
+    # Bilinear would blur: the network would train on softer digits than it reads.
+    warped = F.grid_sample(
+        images[:, None] / 255,
+        places.mT[:, None],  # as if the image were one long row
+        "bicubic",
+        align_corners=False,
+    )
+    return warped.view_as(images).clamp_(0, 1)  # bicubic sampling overshoots
 
-    strength: float = 1.0
-    generator: torch.Generator | None = None
-    rotation: float = 12.0
-    scale: float = 0.12
-    shear: float = 0.2
-    shift: float = 2.0
-    elastic: float = 2.0
 
-    def __post_init__(self):
-        # A smooth bump at each point of the coarse grid: noise of variance 1 as their
-        # weights moves every pixel with variance 1.
-        points = torch.linspace(STEPS[0], STEPS[-1], GRID)[:, None]
-        bumps = torch.exp(-((STEPS - points) ** 2) / (2 * SMOOTHNESS**2))
-        bumps /= bumps.norm(dim=0)
-        # What a warp is a weighted sum of: right, down, ones and bumps, [3 + 49, 784]
-        self.fields = torch.cat(
-            [PLACES, torch.ones_like(PLACES[:1]), torch.kron(bumps, bumps)]
-        )
+@cache
+def _make_fields(device):
+    """What a warp is a weighted sum of: right, down, ones and bumps, `[3 + 49, 784]`.
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """`[batch, 28, 28] uint8` -> `[batch, 28, 28] float32` in 0..1."""
-        if not self.strength:
-            return images / 255
-        source = {
-            "generator": self.generator,
-            "device": images.device,
-        }
-        affine = self._make_affine(torch.rand(6, len(images), **source))
-        noise = torch.randn(len(images), 2, GRID * GRID, **source)
-        noise *= self.strength * self.elastic / 2
-        weights = torch.cat([affine, noise], dim=2)
-        weights /= IMAGE_SIZE / 2  # sampling counts from -1 to 1
-        self.fields = self.fields.to(images.device)
-        places = weights @ self.fields  # [batch, 2, 784]; faster than part by part
-        # Bilinear would blur: the network would train on softer digits than it reads.
-        warped = F.grid_sample(
-            images[:, None] / 255,
-            places.mT[:, None],  # as if the image were one long row
-            "bicubic",
-            align_corners=False,
-        )
-        return warped.view_as(images).clamp_(0, 1)  # bicubic sampling overshoots
+    The bumps are smooth, one at each point of the coarse grid: noise of variance 1 as
+    their weights moves every pixel with variance 1.
+    """
+    points = torch.linspace(STEPS[0], STEPS[-1], GRID)[:, None]
+    bumps = torch.exp(-((STEPS - points) ** 2) / (2 * SMOOTHNESS**2))
+    bumps /= bumps.norm(dim=0)
+    ones = torch.ones_like(PLACES[:1])
+    return torch.cat([PLACES, ones, torch.kron(bumps, bumps)]).to(device)
 
-    def _make_affine(self, draws):
-        """Maps `[batch, 2, 3]`, in pixels, from random numbers `[6, batch]` in 0..1."""
-        draws = self.strength * (2 * draws - 1)
-        angle = math.radians(self.rotation) * draws[0]
-        cos, sin = angle.cos(), angle.sin()
-        width, height = 1 + self.scale * draws[1:3]
-        shear = self.shear * draws[3]
-        right, down = self.shift * draws[4:]
-        # Scaled in width and height, then sheared, then turned, then shifted
-        entries = (
-            cos * width,
-            (cos * shear - sin) * height,
-            right,
-            sin * width,
-            (sin * shear + cos) * height,
-            down,
-        )
-        return torch.stack(entries, 1).view(-1, 2, 3)
+
+def _make_affine(draws):
+    """Maps `[batch, 2, 3]`, in pixels, from numbers `[6, batch]` in -1..1."""
+    angle = math.radians(ROTATION) * draws[0]
+    cos, sin = angle.cos(), angle.sin()
+    width, height = 1 + SCALE * draws[1:3]
+    shear = SHEAR * draws[3]
+    right, down = SHIFT * draws[4:]
+    # Scaled in width and height, then sheared, then turned, then shifted
+    entries = (
+        cos * width,
+        (cos * shear - sin) * height,
+        right,
+        sin * width,
+        (sin * shear + cos) * height,
+        down,
+    )
+    return torch.stack(entries, 1).view(-1, 2, 3)
 
 
 def add_flags(digits: Digits, share: float, seed: int = 0) -> Digits:

@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.transforms import v2
 
-from mnist_helpers.augment import RandomWarp
+from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import TRANSFORM, Digits, make_loader
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import MLP
@@ -193,7 +193,7 @@ def fit(
         start = time.perf_counter()
         rate = optimizer.param_groups[0]["lr"]
         strength = 1 - config.augmentation_fade * done / config.epochs
-        warp = RandomWarp(config.augmentation * strength)
+        warp = partial(warp_digits, strength=config.augmentation * strength)
         loss = accuracy = math.nan
         with undo_if_stopped(model), random_numbers(losses.device, config.seed, done):
             shown = draw_digits(losses, count)  # [count] places in `train`

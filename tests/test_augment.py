@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.ndimage import center_of_mass
 
 from mnist_helpers import augment
-from mnist_helpers.augment import RandomWarp, add_flags
+from mnist_helpers.augment import add_flags, warp_digits
 from mnist_helpers.data import Digits
 
 
@@ -18,9 +18,15 @@ def seed(number):
     return torch.Generator().manual_seed(number)
 
 
-def test_affine_part(toy):
+def set_deviations(monkeypatch, *values):
+    names = ("ROTATION", "SCALE", "SHEAR", "SHIFT", "ELASTIC")
+    for name, value in zip(names, values, strict=True):
+        monkeypatch.setattr(augment, name, value)
+
+
+def test_affine_part(toy, monkeypatch):
     """Scaled, sheared, turned, then shifted, each by a number drawn evenly."""
-    warp = RandomWarp(0.5, seed(3), 30, 0.4, 0.6, 7, elastic=0)
+    set_deviations(monkeypatch, 30, 0.4, 0.6, 7, 0)
     draws = torch.rand(6, 100, generator=seed(3)) - 0.5
     maps = []
     for draw in draws.T:
@@ -34,15 +40,16 @@ def test_affine_part(toy):
     grid = F.affine_grid(torch.stack(maps), pictures.shape, align_corners=False)
     expected = F.grid_sample(pictures, grid, mode="bicubic", align_corners=False)
     expected = expected[:, 0].clamp(0, 1)
-    torch.testing.assert_close(warp(toy.images), expected, atol=1e-4, rtol=0)
+    warped = warp_digits(toy.images, 0.5, seed(3))
+    torch.testing.assert_close(warped, expected, atol=1e-4, rtol=0)
 
 
-def test_elastic_part():
+def test_elastic_part(monkeypatch):
     """The deviation asked for, the same everywhere, smooth, from 7 x 7 points."""
     images = torch.zeros(2000, 28, 28)
-    warp = RandomWarp(0.5, seed(0), 0, 0, 0, 0, elastic=4.0)
+    set_deviations(monkeypatch, 0, 0, 0, 0, 4.0)
     with mock.patch.object(F, "grid_sample", return_value=images) as sample:
-        warp(images)
+        warp_digits(images, 0.5, seed(0))
     moved = sample.call_args.args[1].view(2000, 28, 28, 2) * 14
     moved -= moved.mean(dim=0)
     deviation = moved.std(dim=0)
@@ -54,21 +61,14 @@ def test_elastic_part():
 
 
 def test_defaults_and_random_numbers(toy):
-    assert RandomWarp() == RandomWarp(
-        1.0,
-        None,
-        12.0,
-        0.12,
-        0.2,
-        2.0,
-        2.0,
-    )
-    warp = RandomWarp(generator=seed(5))
-    warped = warp(toy.images)
-    assert not torch.equal(warp(toy.images), warped)
+    deviations = (augment.ROTATION, augment.SCALE, augment.SHEAR, augment.SHIFT)
+    assert (*deviations, augment.ELASTIC) == (12, 0.12, 0.2, 2, 2)
+    generator = seed(5)
+    warped = warp_digits(toy.images, generator=generator)
+    assert not torch.equal(warp_digits(toy.images, 1.0, generator), warped)
     torch.manual_seed(5)
-    assert torch.equal(RandomWarp()(toy.images), warped)
-    still = RandomWarp(strength=0.0)(toy.images)
+    assert torch.equal(warp_digits(toy.images), warped)
+    still = warp_digits(toy.images, strength=0.0)
     assert (still - toy.images / 255).abs().max() < 1e-5
 
 

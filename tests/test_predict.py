@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from mnist_helpers.augment import RandomWarp
+from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import PROJECT_ROOT, TRANSFORM, Digits, load_mnist
 from mnist_helpers.handwriting import predict
 from mnist_helpers.handwriting.picture import PictureError
@@ -676,7 +676,7 @@ def test_probabilities_are_the_mean_softmax_over_warped_views(toy):
     for views, strength in ((1, 1), (3, 1), (3, 0.5)):
         copies = images.repeat_interleave(views, dim=0)
         if views > 1:
-            copies = RandomWarp(strength, torch.Generator().manual_seed(0))(copies)
+            copies = warp_digits(copies, strength, torch.Generator().manual_seed(0))
         logits = TRANSFORM(copies).sum(dim=1) * 0.01
         wanted = (
             F.pad(logits[:, None], (1, 8)).softmax(dim=1).view(4, views, 10).mean(1)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_helpers import training
-from mnist_helpers.augment import RandomWarp
+from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import TRANSFORM, make_loader
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import MLP
@@ -182,10 +182,10 @@ def test_fit_is_a_loop_of_a_few_lines(toy):
     for number, epoch in enumerate(fit(model, config, toy, VALIDATION)):
         with training.random_numbers("cpu", config.seed, number):
             shown = draw_digits(losses, 60)
-            warp = RandomWarp([0.5, 0.5 * 5 / 6, 0.5 * 4 / 6][number])
+            strength = [0.5, 0.5 * 5 / 6, 0.5 * 4 / 6][number]
             by_hand.train()
             for batch in shown.split(32):
-                pixels = TRANSFORM(warp(toy.images[batch]))
+                pixels = TRANSFORM(warp_digits(toy.images[batch], strength))
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = by_hand(pixels)
                 loss = PER_DIGIT(logits.float(), toy.labels[batch])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from mnist_helpers.augment import RandomWarp
+from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.handwriting.picture import normalise_picture, open_picture
@@ -91,8 +91,8 @@ def predict_picture(model: nn.Module, source) -> Prediction:
     """
     picture = open_picture(source)
     pixels = normalise_picture(picture)
-    warp = RandomWarp(generator=torch.Generator().manual_seed(0))
-    views = warp(pixels.expand(VIEWS, -1, -1))
+    generator = torch.Generator().manual_seed(0)
+    views = warp_digits(pixels.expand(VIEWS, -1, -1), generator=generator)
     images = torch.cat([pixels[None] / 255, views])
     batch = TRANSFORM(images), torch.zeros(len(images))  # there are no labels
     probabilities = evaluate(model, [batch]).probabilities  # [1 + VIEWS, 10]
