@@ -54,10 +54,7 @@ class MLP(nn.Module):
 
 def _check_pixels(pixels):
     """Say what was given and wanted, instead of an error from deep inside torch."""
-    if (
-        pixels.shape[1:] not in [(NUM_PIXELS,), (28, 28)]
-        or pixels.dtype != torch.float32
-    ):
+    if pixels.shape[1:].numel() != NUM_PIXELS or pixels.dtype != torch.float32:
         raise ValueError(
             "expected [batch, 784] or [batch, 28, 28] float32, got "
             f"{list(pixels.shape)} {pixels.dtype}: pass images through TRANSFORM first"
