@@ -84,7 +84,7 @@ def write_safely(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # PyTorch's own words hide a full disk
         raise ModelError(
             f"{path} cannot be written, with {free:,} bytes free on its disk ({error})"
