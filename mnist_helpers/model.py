@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,21 +73,15 @@ class ModelError(RuntimeError):
 def write_safely(path: str | Path) -> Iterator[Path]:
     """A temporary name to write to, renamed to `path` when all of it is on the disk.
 
-    A crash leaves the old `path` or the new one, never half a file. Raises `ModelError`
-    where it cannot be written, `FileNotFoundError` if there is no such folder.
+    A crash leaves the old `path` or the new one, never half a file.
     """
     path = Path(path).resolve()  # a link stays a link
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    free = shutil.disk_usage(path.parent).free
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # PyTorch's own words hide a full disk
-        raise ModelError(
-            f"{path} cannot be written, with {free:,} bytes free on its disk ({error})"
-        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

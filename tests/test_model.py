@@ -222,11 +222,8 @@ def test_saving_that_fails_leaves_the_old_file(path, monkeypatch, culprit, error
         raise error
 
     monkeypatch.setattr(culprit, fail)
-    with pytest.raises((ModelError, KeyboardInterrupt)) as caught:
+    with pytest.raises(type(error)):
         save(make_model((8,)), path)
-    if isinstance(error, Exception):
-        assert str(caught.value).startswith(f"{path} cannot be written, with ")
-        assert str(caught.value).endswith(f" bytes free on its disk ({error})")
     assert path.read_bytes() == right
     assert list(path.parent.iterdir()) == [path]
 
