@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +14,27 @@ class Evaluation:
     logits: Tensor
     labels: Tensor
 
-    @cached_property
+    @property
     def loss(self) -> float:
         """Mean cross-entropy over all images, in nats."""
         return nn.functional.cross_entropy(self.logits, self.labels).item()
 
-    @cached_property
+    @property
     def predictions(self) -> Tensor:
         """The digit of highest probability, `[N] int64`."""
         return self.logits.argmax(dim=1)
 
-    @cached_property
+    @property
     def correct(self) -> Tensor:
         """Whether each prediction is right, `[N] bool`."""
         return self.predictions == self.labels
 
-    @cached_property
+    @property
     def accuracy(self) -> float:
         """Fraction of images predicted right."""
         return self.correct.double().mean().item()
 
-    @cached_property
+    @property
     def probabilities(self) -> Tensor:
         """Softmax of the logits, `[N, 10] float32`."""
         return self.logits.softmax(dim=1)
