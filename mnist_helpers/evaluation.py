@@ -25,14 +25,9 @@ class Evaluation:
         return self.logits.argmax(dim=1)
 
     @property
-    def correct(self) -> Tensor:
-        """Whether each prediction is right, `[N] bool`."""
-        return self.predictions == self.labels
-
-    @property
     def accuracy(self) -> float:
         """Fraction of images predicted right."""
-        return self.correct.double().mean().item()
+        return (self.predictions == self.labels).double().mean().item()
 
     @property
     def probabilities(self) -> Tensor:

@@ -278,7 +278,7 @@ def compare_parallel(final: Config, train: Digits, spin_counts: list[str]) -> No
 def draw_mistakes(test: Digits) -> None:
     """The picture of the README: every test digit that `model.pth` reads wrong."""
     result = judge(load_model(data.PROJECT_ROOT / "model.pth"), test)
-    wrong = (~result.correct).nonzero().flatten()
+    wrong = (result.predictions != result.labels).nonzero().flatten()
     captions = [f"{result.labels[i]}, read {result.predictions[i]}" for i in wrong]
     title = f"All {len(wrong)} of {len(test):,} test digits that are read wrong"
     figure = plots.plot_digits(test.images[wrong], captions, title)
