@@ -122,7 +122,6 @@ def make_optimizer(model: MLP, config: Config) -> Optimizer:
     )
 
 
-@torch.enable_grad()
 def train_epoch(
     model: MLP,
     loader: Iterable,
