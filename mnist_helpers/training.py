@@ -80,10 +80,10 @@ def choose_device() -> tuple[torch.device, str]:
     if not torch.accelerator.is_available():
         return torch.device("cpu"), "no graphics card was found"
     device = torch.accelerator.current_accelerator()
-    digits = Digits(torch.zeros(10, 28, 28).byte(), torch.arange(10))
     config = Config(batch_norm=True, dropout=0.1, augmentation=1, hard_fraction=0.5)
     try:
-        score_config(config, digits.to(device), digits.to(device))
+        digits = Digits(torch.zeros(10, 28, 28).byte(), torch.arange(10)).to(device)
+        score_config(config, digits, digits)
     except Exception as error:  # whatever a driver may raise
         return torch.device("cpu"), f"{device} was found but failed: {error!r:.200}"
     return device, "a trial training worked"
