@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -43,19 +42,12 @@ def make_transform() -> v2.Compose:
     """The preprocessing, for one image or a batch: -> `[batch, 784] float32`."""
     return v2.Compose(
         [
-            to_tensor,  # an image or a batch of images to a tensor [batch, 28, 28]
+            v2.ToImage(),  # an image to a tensor [1, 28, 28]; a batch is one already
             v2.ToDtype(torch.float32, scale=True),  # bytes 0..255 to numbers in 0..1
             v2.Normalize([MNIST_MEAN], [MNIST_STD]),  # to mean 0, standard deviation 1
             nn.Flatten(),  # 28 rows of 28 pixels to one row of 784
         ]
     )
-
-
-def to_tensor(images) -> Tensor:
-    """A PIL image, array or tensor, of one image or a batch -> `[batch, 28, 28]`."""
-    if not isinstance(images, Tensor):
-        images = torch.from_numpy(np.array(images))
-    return images.reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
 
 
 TRANSFORM = make_transform()

@@ -56,9 +56,9 @@ def test_transform_by_hand_for_every_kind_of_image_and_its_inverse():
     # As many images as rows: not to be taken for channels
     images = (torch.arange(28 * 784) % 256).byte().view(28, 28, 28)
     wanted = (images.flatten(1) / 255 - 0.1307) / 0.3081
-    for batch in (images, images.numpy()):
-        torch.testing.assert_close(TRANSFORM(batch), wanted)
-    for single in (images[3], Image.fromarray(images[3].numpy())):
+    torch.testing.assert_close(TRANSFORM(images), wanted)
+    array = images[3].numpy()
+    for single in (images[3], array, Image.fromarray(array)):
         torch.testing.assert_close(TRANSFORM(single), wanted[3:4])
     assert torch.equal(invert_transform(wanted), images)
     beyond = torch.tensor([[-99.0, 99.0]]).repeat(1, 392)
