@@ -1,7 +1,6 @@
 """The search for hyperparameters with Optuna; as a command, one worker of many."""
 
 import argparse
-import tempfile
 import time
 from dataclasses import asdict, replace
 
@@ -45,13 +44,13 @@ def suggest_config(trial: Trial, base: Config) -> Config:
 
 def find_storage() -> str | None:
     """The URL of `runs/study.db`; None (in memory) where `runs/` cannot be written."""
-    folder = data.PROJECT_ROOT / "runs"
+    path = data.PROJECT_ROOT / "runs/study.db"
     try:
-        folder.mkdir(exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        path.parent.mkdir(exist_ok=True)
+        path.touch()  # for SQLite, an empty file is an empty database
     except OSError:
         return None
-    return str(URL.create("sqlite", database=f"{folder}/study.db"))
+    return str(URL.create("sqlite", database=str(path)))
 
 
 def open_study(

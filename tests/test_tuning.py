@@ -181,7 +181,7 @@ def test_own_foreign_and_failed_runs_are_rows(project):
 
 
 def test_folder_that_cannot_be_written(project):
-    with mock.patch("tempfile.TemporaryFile", side_effect=PermissionError):
+    with mock.patch.object(Path, "touch", side_effect=PermissionError):
         assert find_storage() is None
     (project / "runs").rmdir()
     (project / "runs").write_text("a file")
