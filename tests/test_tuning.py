@@ -58,12 +58,6 @@ tuning.main(sys.argv[2:])
 """
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    with mock.patch("torch.set_num_threads") as threads:
-        yield threads
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project in a folder of an odd name, and toy digits for MNIST."""
@@ -218,13 +212,12 @@ def test_storage_that_cannot_be_opened_gets_one_line(project, storage, words, ca
     assert "secret" not in line
 
 
-def test_worker_counts_results_and_lives_through_failures(project, score, threads):
+def test_worker_counts_results_and_lives_through_failures(project, score):
     study = open_study(TOY[:22], BASE, find_storage())
     record_run(study, BASE, make_history(0.4))
     score.side_effect = [0.1, TrainingError, 0.3, 0.2]
     tuning.main(["--trials", "3"])
     assert [trial.value for trial in study.trials] == [0.4, 0.1, None, 0.3]
-    threads.assert_called_with(1)  # the other cores are for other workers
     score.side_effect = TrainingError
     tuning.main(["--trials", "5"])
     assert len(study.trials) == 9
