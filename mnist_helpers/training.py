@@ -217,17 +217,14 @@ def fit(
 
 
 def draw_digits(losses: Tensor, count: int) -> Tensor:
-    """`count` digits to show next, `[count] int64`, drawn without repeats.
+    """`count` digits to show next, `[count] int64`, in random order without repeats.
 
     Hard ones, whose latest loss was large, are drawn more often: most soon have nothing
     left to teach (compare Katharopoulos and Fleuret 2018, "Not all samples are created
     equal"). The limits let easy ones come back and keep mislabelled ones from ruling.
-    `multinomial` tends to put them first. All digits, if `count` asks for them, come
-    in random order.
     """
-    if count + 1 >= len(losses):  # a last batch of one is left out
-        return torch.randperm(len(losses), device=losses.device)[:count]
-    return torch.multinomial(losses.clamp(0.02, 2.0), count)
+    drawn = torch.multinomial(losses.clamp(0.02, 2.0), count)
+    return drawn[torch.randperm(count, device=drawn.device)]  # else hard ones go first
 
 
 def score_config(config: Config, train: Digits, validation: Digits) -> float:

@@ -262,11 +262,13 @@ def test_hard_digits_are_drawn_more_often(losses, share):
     assert (drawn == 0).double().mean().item() == pytest.approx(share, abs=0.03)
 
 
-def test_all_digits_come_in_random_order():
+@pytest.mark.parametrize("count", [300, 1000])
+def test_digits_come_in_random_order(count):
     torch.manual_seed(0)
-    drawn = draw_digits(torch.tensor([2.0] * 500 + [0.02] * 500), 1000)
-    assert sorted(drawn.tolist()) == list(range(1000))
-    assert (drawn < 500).nonzero().double().mean().item() == pytest.approx(500, abs=50)
+    drawn = draw_digits(torch.tensor([2.0] * 500 + [0.02] * 500), count)
+    assert drawn.unique().numel() == count
+    hard = (drawn < 500).nonzero().double()
+    assert hard.mean().item() == pytest.approx(count / 2, abs=count / 20)
 
 
 def test_digits_are_learnt_by_heart(toy):
