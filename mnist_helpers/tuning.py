@@ -33,8 +33,8 @@ def suggest_config(trial: Trial, base: Config) -> Config:
     config = replace(
         base,
         learning_rate=round(rate, 4),
-        batch_size=trial.suggest_categorical("batch_size", [256, 512, 1024]),
-        epochs=trial.suggest_int("epochs", 1, 3),
+        batch_size=trial.suggest_categorical("batch_size", [128, 256, 512]),
+        epochs=trial.suggest_int("epochs", 2, 4),
         hidden=(width,) * depth,
     )
     trial.set_user_attr("config", asdict(config))

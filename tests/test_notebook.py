@@ -37,7 +37,7 @@ VARIANTS = {
         "TRIALS = 4": "TRIALS = 1",
         "FEW = 1_500": "FEW = 1_000",
         "WIDE = 384": "WIDE = 256",
-        "FLAGS = 0.55": "FLAGS = 0",
+        "FLAGS = 0.4": "FLAGS = 0",
         "16 if QUICK": "1 if QUICK",
         "MINE = replace(STUDY, hidden=(256, 256)": (
             "MINE = replace(replace(STUDY, learning_rate=1.0), hidden=()"
@@ -56,7 +56,7 @@ VARIANTS = {
         "one_cycle=True": "one_cycle=False",
         "STEPS = {": "STEPS = {} if QUICK else {",
         "WIDE = 384": "WIDE = 2048",
-        "FLAGS = 0.55": "FLAGS = 1",
+        "FLAGS = 0.4": "FLAGS = 1",
         "16 if QUICK": "1 if QUICK",
     },
 }
