@@ -29,11 +29,11 @@ def suggest_config(trial: Trial, base: Config) -> Config:
     """The hyperparameters of one trial: `base` with those that the study searches."""
     width = trial.suggest_int("width", 64, 256, log=True)
     depth = trial.suggest_int("depth", 1, 3)
-    rate = trial.suggest_float("learning_rate", 1e-3, 4e-3, log=True)
+    rate = trial.suggest_float("learning_rate", 1e-3, 3e-3, log=True)
     config = replace(
         base,
         learning_rate=round(rate, 4),
-        batch_size=trial.suggest_categorical("batch_size", [128, 256, 512]),
+        batch_size=trial.suggest_categorical("batch_size", [256, 512]),
         epochs=trial.suggest_int("epochs", 2, 4),
         hidden=(width,) * depth,
     )

@@ -93,8 +93,8 @@ def test_search_space():
     assert trial.distributions == {
         "width": IntDistribution(64, 256, log=True),
         "depth": IntDistribution(1, 3),
-        "learning_rate": FloatDistribution(1e-3, 4e-3, log=True),
-        "batch_size": CategoricalDistribution([128, 256, 512]),
+        "learning_rate": FloatDistribution(1e-3, 3e-3, log=True),
+        "batch_size": CategoricalDistribution([256, 512]),
         "epochs": IntDistribution(2, 4),
     }
 
