@@ -1,6 +1,7 @@
 """What surrounds a digit is found and taken away, and the digit stays as it is.
 
-Most tests change one size step by step, and say where the answer changes.
+Most tables hold two sizes for a limit, just below and just above it. A box is `top,
+bottom, left, right`.
 """
 
 import numpy as np
@@ -11,16 +12,18 @@ from mnist_helpers.handwriting.page import (
     PictureError,
     drop_frames,
     drop_lines,
+    find_box,
     find_ink,
     find_sheets,
     find_strokes,
 )
 
 SIDE = 200
+Y, X = np.mgrid[-100:100, -100:100]
 
 
 def fill(*boxes):
-    """A mask of filled boxes, each `top, bottom, left, right`."""
+    """A mask of filled boxes."""
     mask = np.zeros((SIDE, SIDE), bool)
     for top, bottom, left, right in boxes:
         mask[top:bottom, left:right] = True
@@ -31,20 +34,12 @@ def paint(mask, pen=0.3, paper=0.9):
     return np.where(mask, pen, paper).astype(np.float32)
 
 
-def first(found, start, stop=SIDE, step=1):
-    """The first whole number for which something is found."""
-    return next(number for number in range(start, stop, step) if found(number))
-
-
 DIGIT = (70, 130, 80, 120)  # stands for one
 MASK = fill(DIGIT)
-BAR = (80, 84, 100, 120)
-LINE = (150, 153, 0, SIDE)
-SHADE = np.linspace(1, 0.5, SIDE, dtype=np.float32)
+SHADE = np.linspace(1, 0.5, SIDE)
 
 
-@pytest.mark.parametrize("degrees", [0, 8, 20])
-@pytest.mark.parametrize("table", [0.1, 0.74])
+@pytest.mark.parametrize(("table", "degrees"), [(0.1, 20), (0.79, 8)])
 def test_sheet_is_cut_out_of_its_table(table, degrees):
     around = Image.fromarray(np.pad(paint(MASK), 100, constant_values=table))
     photo = np.asarray(around.rotate(degrees, fillcolor=table))
@@ -54,25 +49,26 @@ def test_sheet_is_cut_out_of_its_table(table, degrees):
         assert np.sum(sheet < 0.5) == pytest.approx(MASK.sum(), rel=0.03)
 
 
-def has_sheet(*box, table=0.5, hole=0):
-    middle = fill((100 - hole, 100 + hole, 100 - hole, 100 + hole))
-    return any(True for _ in find_sheets(paint(fill(box) & ~middle, 0.9, table)))
+SQUARE = fill((40, 160, 40, 160))
+SHEETS = [  # what is lighter than its table, the table, whether it is a sheet of paper
+    (fill((40, 102, 40, 102)), 0.5, False),  # less than a tenth of the picture
+    (fill((40, 103, 40, 103)), 0.5, True),
+    (fill((5, 195, 5, 195)), 0.5, False),  # hardly any table
+    (fill((0, 120, 0, 120)), 0.5, False),  # two sides are the picture's: a shadow
+    (SQUARE, 0.8, False),  # hardly lighter
+    (SQUARE & ~fill((73, 127, 73, 127)), 0.5, False),  # a frame
+    (SQUARE & ~fill((74, 126, 74, 126)), 0.5, True),
+    (np.hypot(X, Y) < 70, 0.5, False),
+]
 
 
-def test_what_counts_as_a_sheet():
-    square = (40, 160, 40, 160)
-    assert first(lambda end: has_sheet(40, end, 40, end), 41) == 103, "a tenth"
-    assert first(lambda top: has_sheet(top, 200 - top, top, 200 - top), 1) == 6
-    assert first(lambda grey: not has_sheet(*square, table=grey / 100), 60) == 80
-    assert first(lambda hole: not has_sheet(*square, hole=hole), 5) == 27
-    assert not has_sheet(0, 120, 0, 120), "two sides are those of the page: a shadow"
-    assert has_sheet(0, 120, 40, 160)
-    y, x = np.mgrid[-100:100, -100:100]
-    assert not any(True for _ in find_sheets(paint(np.hypot(x, y) < 70, 0.9, 0.5)))
+@pytest.mark.parametrize(("mask", "table", "is_sheet"), SHEETS)
+def test_what_counts_as_a_sheet(mask, table, is_sheet):
+    assert bool(list(find_sheets(paint(mask, 0.9, table)))) == is_sheet
 
 
 @pytest.mark.parametrize("light", [1, SHADE, SHADE[:, None] ** 2])
-@pytest.mark.parametrize("half", [5, 20, 30])
+@pytest.mark.parametrize("half", [5, 32])
 def test_ink_is_measured_against_its_paper(light, half):
     """Dark ink or light ink, in even light or a shadow, thin or bold."""
     mask = fill((60, 140, 100 - half, 100 + half))
@@ -83,146 +79,130 @@ def test_ink_is_measured_against_its_paper(light, half):
 
 
 def test_what_is_wider_than_a_third_of_the_page_is_paper():
-    def is_paper(half):
-        page = paint(fill((0, SIDE, 100 - half, 100 + half))) * SHADE
-        return find_ink(page)[100, 100] < 0.1
-
-    assert first(is_paper, 25) == 36
+    page = paint(fill((0, SIDE, 65, 135))) * SHADE
+    assert find_ink(page)[100, 100] == pytest.approx(0.1, abs=0.02)
 
 
-def test_page_is_smoothed_by_a_gaussian_as_wide_as_its_side_over_224():
-    page = np.ones((224, 448), np.float32)
-    page[110, 220] = 0
-    assert find_ink(page).max() == pytest.approx(1 / (2 * np.pi * 2**2), rel=0.02)
+FRAMES = [  # the end of a frame, the height of what is inside, whether it is printed
+    (54, 10, False),
+    (55, 10, True),  # a quarter of the page
+    (138, 4, False),
+    (138, 5, True),  # 3% of the frame
+]
 
 
-@pytest.mark.parametrize(("pixels", "is_dark"), [(1, True), (8, False)])
-def test_light_grain_counts_as_at_128_pixels_a_side(pixels, is_dark):
-    page = paint(MASK).repeat(4, axis=0).repeat(4, axis=1) * SHADE.repeat(4)
-    grain = np.random.default_rng(0).random((800 // pixels, 800 // pixels)) < 0.02
-    page += 0.7 * grain.repeat(pixels, axis=0).repeat(pixels, axis=1)
-    assert (find_ink(page)[400, 400] > 0.2) == is_dark
+@pytest.mark.parametrize(("end", "height", "is_printed"), FRAMES)
+def test_printed_frame_goes_with_all_outside(end, height, is_printed):
+    frame = fill((5, end, 5, end)) & ~fill((8, end - 3, 8, end - 3))
+    inside = fill((20, 20 + height, 20, 30))
+    mask = frame | inside | fill((195, 199, 195, 199))
+    wanted = inside if is_printed else mask
+    np.testing.assert_array_equal(drop_frames(mask), wanted)
 
 
-def test_printed_frame_goes_with_all_outside():
-    def left_in(frame, width, height):
-        inside = fill((20, 20 + height, 20, 30))
-        outer, inner = (
-            fill((15 - rim, 15 + frame + rim, 15 - rim, 15 + frame + rim))
-            for rim in (width, 0)
-        )
-        mask = (outer & ~inner) | inside | fill((195, 199, 195, 199))
-        return np.array_equal(drop_frames(mask), inside)
-
-    assert first(lambda frame: left_in(frame, 1, 10), 30) == SIDE / 4 - 2
-    assert first(lambda frame: left_in(frame, 8, 10), 30) == SIDE / 4 - 16
-    assert first(lambda height: left_in(120, 3, height), 1) == 5, "3% of the frame"
-    y, x = np.mgrid[-100:100, -100:100]
-    loop = MASK | (abs(np.hypot(x, y / 1.2) - 60) < 3)
+def test_loop_is_no_frame():
+    loop = MASK | (abs(np.hypot(X, Y / 1.2) - 60) < 3)
     np.testing.assert_array_equal(drop_frames(loop), loop)
 
 
-def leaves(line, digit=MASK):
-    """Whether a line stays on the page, as the digit always does."""
+STEM = (40, 140, 132, 140)
+LINE = (150, 153, 0, SIDE)
+LINES = [  # whether it stays, a digit, the boxes of a line
+    (False, DIGIT, [(150, 160, 0, SIDE)]),
+    (True, DIGIT, [(150, 161, 0, SIDE)]),  # too thick
+    (False, DIGIT, [(150, 153, 8, SIDE)]),
+    (True, DIGIT, [(150, 153, 9, SIDE)]),  # from no border
+    (True, DIGIT, [(150, 153, 0, 97), (150, 153, 103, SIDE)]),
+    (False, DIGIT, [(150, 152, 0, 120), (161, 163, 120, SIDE)]),
+    (True, DIGIT, [(150, 152, 0, 120), (162, 164, 120, SIDE)]),  # too tilted
+    (False, STEM, [(40, 43, 0, SIDE), (40, 45, 60, 140)]),
+    (True, STEM, [(40, 43, 0, SIDE), (40, 46, 60, 140)]),  # the bar of a 7 on a line
+    (True, (40, 100, 14, 74), [LINE]),  # the digit fills the page
+    (False, (40, 100, 15, 75), [LINE]),
+    (False, (40, 100, 125, 185), [LINE]),
+    (True, (40, 100, 126, 186), [LINE]),
+    (True, (3, 195, 180, 195), [(3, 8, 0, SIDE)]),
+]
+
+
+@pytest.mark.parametrize(("stays", "digit", "line"), LINES)
+def test_line_is_printed_from_border_to_border_thin_and_nearly_straight(
+    stays, digit, line
+):
+    digit = fill(digit)
+    line = fill(*line) & ~digit
     left = drop_lines(digit | line)
     np.testing.assert_array_equal(left, drop_lines((digit | line).T).T)
-    assert (left & digit).sum() >= 0.98 * digit.sum()
-    return (left & ~digit).sum() > 80
+    assert left[digit].mean() >= 0.98
+    assert (left[line].mean() > 0.5) == stays
 
 
-def test_line_is_printed_from_border_to_border_thin_and_nearly_straight():
-    assert not any(leaves(fill((top, top + 3, 0, SIDE))) for top in (30, 128, 140))
-    assert first(lambda end: leaves(fill((150, end, 0, SIDE))), 151) == 161
-    assert first(lambda left: leaves(fill((150, 153, left, SIDE))), 1) == 9
-    assert leaves(fill((150, 153, 0, 97), (150, 153, 103, SIDE))), "with a gap"
-
-    def leaves_tilted(rise):
-        tops = [150 + rise * x // SIDE for x in range(SIDE)]
-        return leaves(fill(*[(y, y + 2, x, x + 1) for x, y in enumerate(tops)]))
-
-    assert first(leaves_tilted, 2) == 22
-
-
-def test_bar_of_a_digit_is_no_line():
-    stem = (40, 140, 132, 140)
-
-    def stays(end):
-        bar = fill((40, 43, 0, SIDE), (40, end, 60, 140), stem)
-        return drop_lines(bar)[41, 100]
-
-    assert first(stays, 41) == 40 + SIDE // 40 + 1, "on a line"
-
-    def drops(left):
-        return not leaves(fill(LINE), fill((40, 100, left, left + 60)))
-
-    near = [drops(left) for left in (14, 15, 125, 126)]
-    assert near == [False, True, True, False], "else the digit fills the page"
-    seven = fill((3, 8, 0, SIDE), (3, 195, 180, 195))
-    np.testing.assert_array_equal(drop_lines(seven), seven)
+BAR = (80, 84, 100, 120)
+BAND = (0, 12, 0, SIDE)
+CUT = (70, 130, 130, SIDE)
+OTHERS = [  # a digit, what else is dark, whether it is kept
+    (DIGIT, (20, 32, 30, 42), False),
+    (DIGIT, (20, 33, 30, 43), True),  # 5% of the digit
+    (DIGIT, (0, 66, 30, 40), False),
+    (DIGIT, (0, 67, 30, 40), True),  # 25% of it, at the rim
+    (DIGIT, (7, 47, 30, 40), False),
+    (DIGIT, (8, 48, 30, 40), True),  # beyond the rim
+    (BAR, (0, 28, 30, 40), False),
+    (BAR, (0, 29, 30, 40), True),  # a third of its edge at the rim, else a shadow
+    ((70, 76, 100, 104), BAND, True),
+    ((70, 77, 100, 104), BAND, False),  # a shadow, if there is more
+    ((70, 130, 85, 100), CUT, True),
+    ((70, 130, 84, 100), CUT, False),  # a neighbour, if there is more
+    ((30, 80, 70, 130), (90, 150, 0, 87), False),
+    ((30, 80, 70, 130), (90, 150, 0, 88), True),  # below the digit
+]
 
 
-def keeps(other, digit=DIGIT, pen=0.3, light=1):
+def is_kept(digit, other, pen=0.3, light=1):
     """Whether what is found is more than the digit, to a pixel or two."""
-    top, bottom, left, right = digit
-    page = paint(fill(digit, other), pen) * light
-    size = np.subtract(find_strokes(page).shape, (bottom - top, right - left))
+    found = find_strokes(paint(fill(digit, other), pen) * light)
+    alone = fill(digit)
+    size = np.subtract(found.shape, alone[find_box(alone)].shape)
     return abs(size).max() > 2
 
 
-def test_only_the_digit_is_kept():
-    assert first(lambda end: keeps((20, end, 30, end + 10)), 22) == 33, "5% of it"
-    assert first(lambda end: keeps((0, end, 30, 40)), 40) == 67, "25%, at the rim"
-    assert first(lambda top: keeps((top, top + 40, 30, 40)), 1) == SIDE // 25
+@pytest.mark.parametrize(("digit", "other", "kept"), OTHERS)
+def test_only_the_digit_is_kept(digit, other, kept):
+    assert is_kept(digit, other) == kept
 
 
-def test_what_lies_along_the_border_is_a_shadow():
-    assert first(lambda end: keeps((0, end, 30, 40), BAR), 20) == 29
+def test_faint_ink_at_the_border_is_a_shadow_in_uneven_light():
     edge = (0, 100, 30, 40)
-    assert not keeps(edge, BAR, 0.6, SHADE), "less will do for faint ink"
-    assert keeps(edge, BAR, 0.6), "but not on even paper"
-    assert keeps(edge, BAR, 0.3, SHADE)
-    band = (0, 12, 0, SIDE)
-    assert first(lambda end: not keeps(band, (70, end, 100, 104)), 72) == 77
-    with pytest.raises(PictureError, match="only shadows"):
-        keeps(band, (70, 76, 100, 104), 0.6, SHADE[:, None])
+    assert not is_kept(BAR, edge, 0.6, SHADE)
+    assert is_kept(BAR, edge, 0.6)
+    assert is_kept(BAR, edge, 0.3, SHADE)
 
 
-def test_neighbour_that_is_cut_off_goes():
-    cut = (70, 130, 0, 70)
-    assert first(lambda end: not keeps(cut, (70, 130, 100, end)), 102) == 116
-    below = [(90, 150, 0, end) for end in range(SIDE)]
-    assert first(lambda end: keeps(below[end], (30, 80, 70, 130)), 60) == 88
-    assert not keeps((60, 130, 150, SIDE))
+GRAIN = np.random.default_rng(0).normal(0, 0.05, (SIDE, SIDE))
+LIGHTER = fill((130, 160, 80, 120))  # a part of the digit
+READ = [  # a page, the height of what is read
+    (paint(MASK) - 0.6 * 0.43 * LIGHTER, 60),
+    (paint(MASK) - 0.6 * 0.44 * LIGHTER, 90),
+    (paint(MASK, 0.872), 60),
+    (paint(MASK, 0.8) + GRAIN, 60),
+    (paint(fill((50, 52, 50, 52))), 2),
+]
 
 
-def test_ink_is_darker_than_noise_and_half_as_dark_as_most():
-    def is_ink(percent):
-        page = paint(MASK) - 0.006 * percent * fill((130, 160, 80, 120))
-        return len(find_strokes(page.astype(np.float32))) > 80
-
-    assert first(is_ink, 30) == 44
-
-    def is_read(pen, *box, noise=0.0):
-        grain = np.random.default_rng(0).normal(0, noise, (SIDE, SIDE))
-        try:
-            return find_strokes(paint(fill(box), pen) + grain.astype(np.float32)).any()
-        except PictureError:
-            return False
-
-    assert first(lambda less: is_read(0.9 - less / 500, *DIGIT), 1) == 14, "3%"
-    assert first(lambda end: is_read(0.3, 50, end, 50, end), 51) == 52
-    least = first(lambda less: is_read(0.9 - less / 100, *DIGIT, noise=0.05), 1)
-    assert least == 10
+@pytest.mark.parametrize(("page", "height"), READ)
+def test_faint_and_small_ink_is_read(page, height):
+    assert len(find_strokes(page)) == pytest.approx(height, abs=2)
 
 
-def test_blank_page_is_refused():
-    y, x = np.mgrid[:100, :100]
-    for page in (
-        0 * x,
-        0 * x + 1,
-        np.random.default_rng(0).normal(0.8, 0.03, (99, 99)),
-    ):
-        with pytest.raises(PictureError, match="nothing"):
-            find_strokes(page.astype(np.float32))
-    with pytest.raises(PictureError, match="stand"):
-        find_strokes(np.where(x + y < 90, 0.55, 0.86).astype(np.float32))
+REFUSED = [  # a page, why nothing is read
+    (0.0 * X, "nothing"),
+    (paint(MASK, 0.874), "nothing"),
+    (paint(MASK, 0.81) + GRAIN, "nothing"),
+    (paint(fill(BAND, (70, 76, 100, 104)), 0.6) * SHADE[:, None], "only shadows"),
+]
+
+
+@pytest.mark.parametrize(("page", "reason"), REFUSED)
+def test_blank_page_is_refused(page, reason):
+    with pytest.raises(PictureError, match=reason):
+        find_strokes(page)

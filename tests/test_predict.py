@@ -8,25 +8,24 @@ import sys
 import time
 import zlib
 from functools import partial
-from pathlib import Path
 
-import matplotlib.style
+import matplotlib
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from torch import nn
 
 from mnist_helpers.augment import warp_digits
-from mnist_helpers.data import PROJECT_ROOT, TRANSFORM, Digits, load_mnist
+from mnist_helpers.data import PROJECT_ROOT, TRANSFORM, load_mnist
 from mnist_helpers.handwriting import predict
-from mnist_helpers.handwriting.picture import PictureError
+from mnist_helpers.handwriting.page import AVERAGE, PictureError, find_box, resize
 from mnist_helpers.handwriting.predict import (
     VIEWS,
     main,
     predict_picture,
-    predict_probabilities,
 )
 from mnist_helpers.model import MLP, load_model, write_safely
 
@@ -40,72 +39,71 @@ def from_mnist(digits, rng, labels=range(10)):
             return digit.images.numpy() / 255, int(digit.labels)
 
 
-def arc(x, y, width, height, start=0.0, stop=360.0):
+def arc(x, y, width, height, start, stop):
     """Part of an ellipse around (x, y); angles in degrees, clockwise from the right."""
     angle = np.radians(np.linspace(start, stop, 40))
-    return np.stack([x + width * np.cos(angle), y + height * np.sin(angle)], axis=1)
+    return np.transpose([x + width * np.cos(angle), y + height * np.sin(angle)])
 
 
-STROKES = {  # each digit: its strokes, x to the right and y down, 1 = its height
-    0: [arc(0.35, 0.5, 0.33, 0.5, -80, 300)],
-    1: [[(0.3, 0), (0.3, 1)]],
-    2: [[*arc(0.32, 0.28, 0.3, 0.28, 190, 390), (0.02, 1), (0.65, 0.98)]],
-    3: [[*arc(0.3, 0.26, 0.27, 0.26, 210, 430), *arc(0.3, 0.74, 0.32, 0.26, -80, 150)]],
-    4: [[(0.4, 0), (0, 0.62), (0.7, 0.62)], [(0.5, 0.35), (0.47, 1)]],
-    5: [[(0.6, 0.02), (0.12, 0), (0.08, 0.42), *arc(0.3, 0.67, 0.32, 0.33, -120, 150)]],
-    6: [[(0.5, 0), (0.12, 0.45), *arc(0.33, 0.72, 0.3, 0.28, 200, 560)]],
-    7: [[(0, 0.02), (0.62, 0), (0.25, 1)]],
-    8: [arc(0.33, 0.25, 0.27, 0.25, 90, -270), arc(0.33, 0.75, 0.33, 0.25, -90, 270)],
-    9: [[*arc(0.33, 0.28, 0.28, 0.28, 0, -360), (0.6, 0.3), (0.5, 1)]],
-}
+BELLY = arc(0.3, 0.67, 0.32, 0.33, -120, 150)  # of a 5
+STROKES = [  # of each digit, 0 to 9, x to the right and y down, 1 = its height
+    [arc(0.35, 0.5, 0.33, 0.5, -80, 300)],
+    [[(0.3, 0), (0.3, 1)]],
+    [[*arc(0.32, 0.28, 0.3, 0.28, 190, 390), (0.02, 1), (0.65, 0.98)]],
+    [[*arc(0.3, 0.26, 0.27, 0.26, 210, 430), *arc(0.3, 0.74, 0.32, 0.26, -80, 150)]],
+    [[(0.4, 0), (0, 0.62), (0.7, 0.62)], [(0.5, 0.35), (0.47, 1)]],
+    [[(0.6, 0.02), (0.12, 0), (0.08, 0.42), *BELLY]],
+    [[(0.5, 0), (0.12, 0.45), *arc(0.33, 0.72, 0.3, 0.28, 200, 560)]],
+    [[(0, 0.02), (0.62, 0), (0.25, 1)]],
+    [arc(0.33, 0.25, 0.27, 0.25, 90, -270), arc(0.33, 0.75, 0.33, 0.25, -90, 270)],
+    [[*arc(0.33, 0.28, 0.28, 0.28, 0, -360), (0.6, 0.3), (0.5, 1)]],
+]
 
 
-def draw(strokes, pen, rng=None, height=100, gap=0.0):
+def draw(strokes, pen, rng=None, height=100, step=1):
     """The ink of strokes that are `height` pixels high, on a bit of paper.
 
-    `pen` in pixels; with `rng` the hand is unsteady; `gap` makes dots, so far apart.
+    `pen` in pixels; with `rng` the hand is unsteady; a large `step` makes dots.
     """
-    lines = []
-    for stroke in strokes:
-        corners = np.array(stroke) * height
-        steps = np.hypot(*np.diff(corners, axis=0).T)
-        length = np.append(0, steps.cumsum())
-        even = np.linspace(0, length[-1], round(2 * length[-1]))
-        lines.append(np.stack([np.interp(even, length, axis) for axis in corners.T]))
     if rng:
         turn, lean, stretch = rng.uniform((-0.1, -0.1, 0.85), (0.1, 0.15, 1.2))
-        for line in lines:
-            shake = rng.normal(0, 8.5, line.shape)
-            line[:] = [[stretch, -lean - turn], [turn, 1]] @ line
-            line += ndimage.gaussian_filter1d(shake, 24, axis=1)
-    step = round(2 * (pen + gap)) if gap else 1
-    points = np.concatenate([line[:, ::step] for line in lines], axis=1)
-    points -= points.min(axis=1, keepdims=True) - pen / 2 - 10
-    columns, rows = points.round().astype(int)
-    margin = int(pen / 2 + 10)
-    page = np.ones((rows.max() + margin, columns.max() + margin))
-    page[rows, columns] = 0
-    return np.clip(pen / 2 + 0.5 - ndimage.distance_transform_edt(page), 0, 1)
+    lines = []
+    for stroke in strokes:
+        corners = np.transpose(stroke) * height  # [x and y, corners]
+        length = np.append(0, np.hypot(*np.diff(corners)).cumsum())
+        even = np.linspace(0, length[-1], round(2 * length[-1]))
+        line = np.array([np.interp(even, length, axis) for axis in corners])
+        if rng:
+            line = [[stretch, -lean - turn], [turn, 1]] @ line
+            line += ndimage.gaussian_filter1d(rng.normal(0, 8.5, line.shape), 24)
+        lines.append(line[::-1, ::step])
+    points = np.concatenate(lines, axis=1)  # [y and x, points]
+    margin = pen / 2 + 10
+    points -= points.min(axis=1, keepdims=True) - margin
+    points = points.round().astype(int)
+    page = np.ones(points.max(axis=1) + int(margin))
+    page[tuple(points)] = 0
+    return (pen / 2 + 0.5 - distance_transform_edt(page)).clip(0, 1)
 
 
-def sketch(digits, rng, pen=(3, 14), labels=range(10)):
-    label = int(rng.choice(labels))
-    return draw(STROKES[label], rng.uniform(*pen), rng), label
-
-
-def dotted(digits, rng):
-    label, pen = int(rng.integers(10)), rng.uniform(4, 8)
-    return draw(STROKES[label], pen, rng, gap=0.7 * pen), label
+def sketch(digits, rng, pen=(3, 14), labels=range(10), apart=0):
+    """Or its dots, so many widths of the pen `apart`."""
+    label = rng.choice(labels)
+    pen = rng.uniform(*pen)
+    step = max(1, round(2 * pen * apart))
+    return draw(STROKES[label], pen, rng, step=step), label
 
 
 def pieces(digits, rng):
     """A 4 or a 5 in two strokes that do not quite meet."""
-    pen, belly = rng.uniform(6, 12), arc(0.3, 0.67, 0.32, 0.33, -120, 150)
+    pen = rng.uniform(6, 12)
     away = pen * rng.uniform(1.2, 1.8) / 100
-    four = [[(0.1, 0), (0, 0.55), (0.5 - away, 0.55)], [(0.5, 0.1), (0.47, 1)]]
-    five = [[(0.15 + away, 0), (0.65, 0)], [(0.1, 0), (0.08, 0.42), *belly]]
-    label = int(rng.choice([4, 5]))
-    return draw(four if label == 4 else five, pen, rng), label
+    strokes = {
+        4: [[(0.1, 0), (0, 0.55), (0.5 - away, 0.55)], [(0.5, 0.1), (0.47, 1)]],
+        5: [[(0.15 + away, 0), (0.65, 0)], [(0.1, 0), (0.08, 0.42), *BELLY]],
+    }
+    label = rng.choice([4, 5])
+    return draw(strokes[label], pen, rng), label
 
 
 def ones(digits, rng):
@@ -122,8 +120,8 @@ def flagged_ones(digits, rng):
     """With a flag nearly as long as the stem."""
     length, lean, angle = rng.uniform((0.45, -2, 20), (0.9, 15, 45))
     lean, angle = np.radians([lean, lean + angle])
-    flag = (np.sin(lean) - length * np.sin(angle), length * np.cos(angle))
-    stroke = [flag, (np.sin(lean), 0), (0, np.cos(lean))]
+    flag = (-length * np.sin(angle), length * np.cos(angle))
+    stroke = [flag, (0, 0), (-np.sin(lean), np.cos(lean))]
     return draw([stroke], rng.uniform(3, 8)), 1
 
 
@@ -133,7 +131,8 @@ def straight_sevens(digits, rng):
     slope, lean, tilt = rng.uniform(-0.02, 0.02, 3)
     bar = [(0, slope), (width, 0), (width + lean, 1)]
     cross = [(0.7 * width, low), (1.2 * width, low + tilt)]
-    return draw([bar, cross], side * rng.uniform(0.012, 0.03), None, 0.8 * side), 7
+    pen = side * rng.uniform(0.012, 0.03)
+    return draw([bar, cross], pen, height=0.8 * side), 7
 
 
 def open_fours(digits, rng):
@@ -142,43 +141,48 @@ def open_fours(digits, rng):
     slope, lean, top = rng.uniform((-0.02, -0.02, 0), (0.02, 0.02, 0.2))
     corner = [(0, 0), (0, low), (0.9, low + slope)]
     stem = [(right, top), (right + lean, 1)]
-    return draw([corner, stem], side * rng.uniform(0.012, 0.035), None, 0.8 * side), 4
+    pen = side * rng.uniform(0.012, 0.035)
+    return draw([corner, stem], pen, height=0.8 * side), 4
 
 
 def neighbours(digits, rng):
     """Between what is left of two other digits."""
-    label, inks = None, []
+    inks = []
     for share in rng.uniform(0.3, 0.7, 3):
         ink, label = from_mnist(digits, rng)
         ink = enlarge(ink, 3)
         ink = ink[:, ink.any(axis=0)]
-        inks.append((ink, round(share * ink.shape[1])))
-    (left, cut), (right, end), (whole, _) = inks
+        inks.append(np.hsplit(ink, [round(share * ink.shape[1])]))
+    (_, left), (right, _), whole = inks
     before, after = (np.zeros((84, gap)) for gap in rng.integers(8, 17, 2))
-    return np.hstack([left[:, cut:], before, whole, after, right[:, :end]]), label
+    return np.hstack([left, before, *whole, after, right]), label
 
 
 # --- How it lies on the page: ink, a random generator -> something to read.
 
+SQUARE = (120, 120)
+
 
 def enlarge(ink, factor):
-    size = [max(1, round(side * factor)) for side in ink.shape[::-1]]
-    method = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BOX
-    image = Image.fromarray(ink.astype(np.float32))
-    return np.asarray(image.resize(size, method)).clip(0, 1)
+    method = Image.Resampling.BICUBIC if factor > 1 else AVERAGE
+    return resize(ink, factor, method).clip(0, 1)
 
 
-def place(ink, height, width, scale=1.5, middle=None):
-    """The ink, enlarged by `scale`, around `middle` on a page of the given size."""
-    digit = Image.fromarray(enlarge(ink, scale))
-    down, right = middle or (height / 2, width / 2)
-    page = Image.new("F", (width, height))
-    page.paste(digit, (int(right - digit.width / 2), int(down - digit.height / 2)))
-    return np.asarray(page)
+def place(ink, size, scale=1.5, shift=0):
+    """The ink, enlarged by `scale`, `shift` pixels away from the middle of a page."""
+    digit = enlarge(ink, scale)
+    top, left = (np.subtract(size, digit.shape) / 2 + shift).astype(int)
+    page = Image.new("F", tuple(size)[::-1])
+    page.paste(Image.fromarray(digit), (left, top))
+    return np.array(page)
 
 
 def paint(ink, paper=0.95, pen=0.1):
     return paper + (pen - paper) * ink
+
+
+def add_noise(page, rng, noise):
+    return page + rng.normal(0, noise, page.shape)
 
 
 def turn(page, degrees):
@@ -188,48 +192,43 @@ def turn(page, degrees):
 
 def crop(ink, margin=0):
     ink = np.pad(ink, margin)
-    rows, columns = (np.flatnonzero((ink > 0.3).any(axis=axis)) for axis in (1, 0))
-    top, left = rows[0] - margin, columns[0] - margin
-    return ink[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
+    around = ndimage.maximum_filter(ink, 2 * margin + 1)
+    return ink[find_box(around > 0.3)]
 
 
 def to_bytes(grey):
     return (np.clip(grey, 0, 1) * 255).round().astype(np.uint8)
 
 
-def as_file(page, quality):
+def as_file(page, quality=85):
     file = io.BytesIO()
     Image.fromarray(to_bytes(page)).save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
-def make_light(height, width, rng):
+def make_light(size, rng):
     """A lamp on one side, a shadow with a hard edge, corners darker than the middle."""
-    y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
-    lamp, edge = rng.uniform(0, 2 * np.pi, 2)
-    light = 1 - 0.5 * (x * np.cos(lamp) + y * np.sin(lamp) + 0.5)
-    shadow = x * np.cos(edge) + y * np.sin(edge) > rng.uniform(-0.25, 0.25)
-    shadow = ndimage.gaussian_filter(shadow.astype(float), height / 100)
-    return light * (1 - rng.uniform(0.2, 0.4) * shadow) * (1 - 0.4 * (x * x + y * y))
+    y, x = (np.linspace(-0.5, 0.5, side) for side in size)
+    y = y[:, None]
+    angles = rng.uniform(0, 2 * np.pi, 2)
+    lamp, edge = (x * np.cos(angle) + y * np.sin(angle) for angle in angles)
+    light = 1 - 0.5 * (lamp + 0.5)
+    shadow = (edge > rng.uniform(-0.25, 0.25)).astype(float)
+    light *= 1 - rng.uniform(0.2, 0.4) * gaussian_filter(shadow, size[0] / 100)
+    return light * (1 - 0.4 * (x * x + y * y))
 
 
 def black(ink, rng):
     return 1 - ink
 
 
-def white(ink, rng):
-    return ink
-
-
 def on_paper(ink, rng, paper=(0.9, 0.9), dark=(0.7, 0.9), light=0, noise=0, blur=0):
     """Ink that is by the fraction `dark` darker than its paper."""
     paper = rng.uniform(*paper)
-    middle = tuple(rng.uniform(50, 70, 2))
-    page = paint(
-        place(ink, 120, 120, 3, middle), paper, paper * (1 - rng.uniform(*dark))
-    )
-    page = ndimage.gaussian_filter(page, rng.uniform(blur / 2, blur))
-    return page * make_light(120, 120, rng) ** light + rng.normal(0, noise, page.shape)
+    page = place(ink, SQUARE, 3, rng.uniform(-10, 10, 2))
+    page = paint(page, paper, paper * (1 - rng.uniform(*dark)))
+    page = gaussian_filter(page, rng.uniform(blur / 2, blur))
+    return add_noise(page * make_light(SQUARE, rng) ** light, rng, noise)
 
 
 def chalk(ink, rng):
@@ -237,9 +236,9 @@ def chalk(ink, rng):
 
 
 def shifted(ink, rng):
-    height, width = rng.integers(40, 120, 2)
-    middle = tuple(rng.uniform(14, (height - 14, width - 14)))
-    return 1 - place(ink, height, width, 1, middle)
+    size = rng.integers(40, 120, 2)
+    shift = rng.uniform(-1, 1, 2) * (size / 2 - 14)
+    return 1 - place(ink, size, 1, shift)
 
 
 def scaled(ink, rng):
@@ -247,36 +246,37 @@ def scaled(ink, rng):
 
 
 def noisy(ink, rng):
-    page = paint(place(ink, 56, 56)) + rng.normal(0, rng.uniform(0.05, 0.2), (56, 56))
-    page[rng.random(page.shape) < 0.01] = 0
-    page[rng.random(page.shape) < 0.01] = 1
+    page = paint(place(ink, (56, 56)))
+    page = add_noise(page, rng, rng.uniform(0.05, 0.2))
+    for grain in (0, 1):
+        page[rng.random(page.shape) < 0.01] = grain
     return page
 
 
 def transparent_margin(ink, rng):
     """Opaque, but for a black margin of a pixel or two."""
-    layers = np.stack([1 - ink, 1 - ink, 1 - ink, np.ones_like(ink)], axis=2)
-    right = int(rng.integers(1, 3))
-    return np.pad(layers, ((0, right), (0, right), (0, 0)))
+    layers = np.dstack([1 - ink, 1 - ink, 1 - ink, np.ones_like(ink)])
+    margin = (0, rng.integers(1, 3))
+    return np.pad(layers, (margin, margin, (0, 0)))
 
 
 def coloured_paper(ink, rng):
     """Dark or light ink on paper of a strong colour, both about equally bright."""
     paper, pen = rng.uniform(0.2, 0.9, (2, 3))
     pen += (paper - pen).mean() + rng.choice([-0.25, 0.25])
-    light = make_light(120, 120, rng)[..., None] ** 0.4
-    page = paint(place(ink, 120, 120, 3)[..., None], paper, pen) * light
-    return page + rng.normal(0, 0.01, page.shape)
+    light = make_light(SQUARE, rng)[..., None] ** 0.4
+    page = paint(place(ink, SQUARE, 3)[..., None], paper, pen) * light
+    return add_noise(page, rng, 0.01)
 
 
 def thin(ink, rng):
-    depth = ndimage.distance_transform_edt(enlarge(ink, 4) > 0.43)
+    depth = distance_transform_edt(enlarge(ink, 4) > 0.43)
     return depth < 0.55 * np.quantile(depth[depth > 0], 0.9)
 
 
 def measure_away(ink):
     """How far each pixel is from the ink, four times enlarged."""
-    return ndimage.distance_transform_edt(np.pad(enlarge(ink, 4), 12) < 0.43)
+    return distance_transform_edt(np.pad(enlarge(ink, 4), 12) < 0.43)
 
 
 def thick(ink, rng):
@@ -287,34 +287,36 @@ def thick_white(ink, rng):
     """Filling 28 pixels, but no hole is filled."""
     tall, grow = rng.uniform((20, 0.5), (26, 1.25)) * 8
     ink = crop(ink)
-    mask = np.pad(enlarge(ink, tall / len(ink)) > 0.43, 12)
-    away = ndimage.distance_transform_edt(~mask)
-    holes, count = ndimage.label(~mask)
-    deepest = ndimage.maximum(away, holes, np.arange(count + 1))[holes]
-    thick = (away < grow) & ((holes < 2) | (away < deepest / 2))  # 1 is outside
-    return enlarge(place(thick, 224, 224, 1), 1 / 8)
+    paper = np.pad(enlarge(ink, tall / len(ink)), 12) <= 0.43
+    away = distance_transform_edt(paper)
+    holes, _ = ndimage.label(paper)
+    deepest = ndimage.maximum(away, holes, holes)
+    outside = holes < 2
+    bold = (away < grow) & (outside | (away < deepest / 2))
+    return enlarge(place(bold, (224, 224), 1), 1 / 8)
 
 
 def hollow(ink, rng):
     """Only the outline, 2.6 pixels wide."""
     mask = np.pad(enlarge(ink, 4) > 0.43, 4)
-    inside, outside = map(ndimage.distance_transform_edt, (mask, ~mask))
-    return np.clip(inside + outside - 1.3, 0, 1)
+    from_edge = distance_transform_edt(mask) + distance_transform_edt(~mask)
+    return (from_edge - 1.3).clip(0, 1)
 
 
-def photograph(ink, rng, height=800, width=600):
+def photograph(ink, rng):
     """A small digit on shadowed, grainy paper, a little out of focus."""
-    middle = tuple(rng.uniform(0.35, 0.65, 2) * (height, width))
-    page = paint(place(ink, height, width, rng.uniform(5, 14), middle), 0.85, 0.2)
-    page = ndimage.gaussian_filter(page, 2) * make_light(height, width, rng)
-    page += rng.normal(0, 0.03, page.shape)
-    return as_file(page[..., None] * [1, 0.97, 0.9], quality=85)
+    size = (800, 600)
+    shift = rng.uniform(-0.15, 0.15, 2) * size
+    page = paint(place(ink, size, rng.uniform(5, 14), shift), 0.85, 0.2)
+    page = gaussian_filter(page, 2) * make_light(size, rng)
+    page = add_noise(page, rng, 0.03)
+    return as_file(page[..., None] * [1, 0.97, 0.9])
 
 
 def tiny(ink, rng):
     """Shrunk to 28 pixels, as most projects hand it to their network."""
     side = max(ink.shape)
-    return 1 - enlarge(place(ink, side, side, 1), 28 / side)
+    return 1 - enlarge(place(ink, (side, side), 1), 28 / side)
 
 
 def faint_file(ink, rng):
@@ -324,7 +326,8 @@ def faint_file(ink, rng):
 def tight(ink, rng):
     """Cropped to its strokes."""
     page = crop(enlarge(ink, 90 / max(ink.shape)))
-    return paint(page, *rng.permutation([0.95, rng.uniform(0.05, 0.3)]))
+    dark = rng.uniform(0.05, 0.3)
+    return paint(page, *rng.permutation([0.95, dark]))
 
 
 def thick_tight(ink, rng):
@@ -349,18 +352,16 @@ def faint_at_border(ink, rng):
 def boxed(ink, rng):
     """In a printed box."""
     scale = rng.uniform(2, 3.5)
-    height, width = (30 * scale * rng.uniform(1, 1.5, 2)).astype(int)
-    thickness, grey = int(rng.integers(1, 5)), rng.uniform(0.6, 1)
-    box = np.pad(np.zeros((height, width)), thickness, constant_values=grey)
-    box = np.pad(box, rng.integers(6, 20))
-    middle = tuple(np.divide(box.shape, 2) + rng.uniform(-5, 5, 2))
-    page = np.maximum(box, place(ink, *box.shape, scale, middle))
-    return paint(turn(page, rng.uniform(-2, 2)))
+    page = np.zeros((30 * scale * rng.uniform(1, 1.5, 2)).astype(int))
+    page = np.pad(page, rng.integers(1, 5), constant_values=rng.uniform(0.6, 1))
+    page = np.pad(page, rng.integers(6, 20))
+    digit = place(ink, page.shape, scale, rng.uniform(-5, 5, 2))
+    return paint(turn(np.maximum(page, digit), rng.uniform(-2, 2)))
 
 
 def cell(ink, rng):
     """Cut from a form, parts of the printed box still along the border."""
-    page = place(ink, *rng.integers(90, 120, 2), rng.uniform(2, 3)).copy()
+    page = place(ink, rng.integers(90, 120, 2), rng.uniform(2, 3))
     for side in rng.permutation(4)[: rng.integers(1, 5)]:
         line = slice(rng.integers(0, 4), rng.integers(5, 8))
         np.rot90(page, side)[line] = rng.uniform(0.6, 1)
@@ -370,29 +371,28 @@ def cell(ink, rng):
 def lined(ink, rng):
     """On a writing line, just above it or across."""
     scale = rng.uniform(2, 4)
-    page = place(ink, int(40 * scale), int(rng.uniform(40, 80) * scale), scale)
+    size = (int(40 * scale), int(rng.uniform(40, 80) * scale))
     top = int(scale * rng.uniform(28, 34))
-    line = np.zeros(page.shape)
+    line = np.zeros(size)
     line[top : top + rng.integers(1, 5)] = rng.uniform(0.5, 1)
-    return paint(np.maximum(page, turn(line, rng.uniform(-2, 2))))
+    line = turn(line, rng.uniform(-2, 2))
+    return paint(np.maximum(line, place(ink, size, scale)))
 
 
 def ruled(ink, rng, step=(14, 30), dark=(0.2, 0.4), crossed=0.5, degrees=4):
     """On ruled or squared paper."""
-    step, lines = rng.integers(*step), np.zeros((260, 260))
-    lines[::step] = lines[1::step] = 1
-    if rng.random() < crossed:
-        lines[:, ::step] = lines[:, 1::step] = 1
+    line = np.arange(260) % rng.integers(*step) < 2
+    lines = line[:, None] | line & (rng.random() < crossed)
     lines = turn(lines, rng.uniform(-degrees, degrees))[30:230, 30:230]
-    middle = tuple(rng.uniform(75, 125, 2))
-    page = place(ink, 200, 200, rng.uniform(2.5, 4.5), middle)
+    shift = rng.uniform(-25, 25, 2)
+    page = place(ink, lines.shape, rng.uniform(2.5, 4.5), shift)
     return paint(np.maximum(page, lines * rng.uniform(*dark)), 0.95, 0.15)
 
 
-def lay(sheet, table, middle, degrees=0):
+def lay(sheet, table, shift, degrees=0):
     """A sheet of paper on a table, both as pages."""
     there, sheet = (
-        turn(place(layer, *table.shape, 1, middle), degrees)
+        turn(place(layer, table.shape, 1, shift), degrees)
         for layer in (np.ones(sheet.shape), sheet)
     )
     return np.where(there > 0.99, sheet, table)
@@ -403,78 +403,76 @@ def on_table(
 ):
     """A sheet of paper on a darker table, photographed from above."""
     size = rng.integers(180, 330, 2)
-    sheet = place(ink, *size, rng.uniform(4, 6.5))
+    sheet = place(ink, size, rng.uniform(4, 6.5))
     sheet = paint(sheet, rng.uniform(*paper), rng.uniform(0.1, 0.25))
     side = int(rng.uniform(1.3, 2) * max(size))
-    grain = ndimage.gaussian_filter(rng.normal(0, 10, (side, side)), (1.5, 18))
+    grain = gaussian_filter(rng.normal(0, 10, (side, side)), (1.5, 18))
     table = rng.uniform(*table) + rng.uniform(0, 0.05) * grain * light
-    middle = tuple(side / 2 + rng.uniform(-0.3, 0.3, 2) * (side - size))
-    page = lay(sheet, table, middle, rng.uniform(*turns))
-    page = page * make_light(side, side, rng) ** light
-    return page + rng.normal(0, 0.01, page.shape)
+    shift = rng.uniform(-0.3, 0.3, 2) * (side - size)
+    page = lay(sheet, table, shift, rng.uniform(*turns))
+    return add_noise(page * make_light(page.shape, rng) ** light, rng, 0.01)
 
 
 def inset(ink, rng):
     """White on a black square, on a white page."""
-    middle = tuple(rng.uniform(165, (315, 475)))
-    return lay(enlarge(ink, 11), np.ones((480, 640)), middle)
+    shift = rng.uniform((-75, -155), (75, 155))
+    return lay(enlarge(ink, 11), np.ones((480, 640)), shift)
 
 
-# Every kind: what is drawn, how it lies on the page, and the share that must be right.
-light_table = partial(
-    on_table, paper=(0.91, 0.91), table=(0.745, 0.745), turns=(-8, 8), light=0
-)
+# Every kind: what is drawn (MNIST's digits, if nothing is said), how it lies on the
+# page, and the share that must be right.
+THIN = partial(sketch, pen=(1.5, 3))
+BOLD = partial(sketch, pen=(14, 22))
 KINDS = {
-    "black on white": (from_mnist, black, 0.98),
-    "shifted": (from_mnist, shifted, 0.98),
-    "any scale": (from_mnist, scaled, 0.97),
-    "grey paper": (from_mnist, partial(on_paper, paper=(0.45, 0.85)), 0.97),
-    "shaded paper": (from_mnist, partial(on_paper, light=1), 0.97),
-    "chalk": (from_mnist, chalk, 0.97),
-    "noise": (from_mnist, noisy, 0.97),
-    "transparent margin": (from_mnist, transparent_margin, 0.98),
-    "coloured paper": (from_mnist, coloured_paper, 0.92),
-    "thinned": (from_mnist, thin, 0.93),
-    "thickened": (from_mnist, thick, 0.96),
+    "black on white": (black, 0.98),
+    "shifted": (shifted, 0.98),
+    "any scale": (scaled, 0.97),
+    "grey paper": (partial(on_paper, paper=(0.45, 0.85)), 0.97),
+    "shaded paper": (partial(on_paper, light=1), 0.97),
+    "chalk": (chalk, 0.97),
+    "noise": (noisy, 0.97),
+    "transparent margin": (transparent_margin, 0.98),
+    "coloured paper": (coloured_paper, 0.92),
+    "thinned": (thin, 0.93),
+    "thickened": (thick, 0.96),
     "thick, white": (partial(from_mnist, labels=(0, 6, 8, 9)), thick_white, 0.97),
-    "hollow": (from_mnist, hollow, 0.6),
-    "photograph": (from_mnist, photograph, 0.96),
-    "sheet on a table": (from_mnist, on_table, 0.95),
-    "on a light table": (from_mnist, light_table, 0.95),
-    "black inset": (from_mnist, inset, 0.8),
-    "faint": (from_mnist, partial(on_paper, dark=(0.07, 0.15), noise=0.006), 0.97),
-    "faint, 28 pixels": (from_mnist, faint_file, 0.92),
+    "hollow": (hollow, 0.6),
+    "photograph": (photograph, 0.96),
+    "sheet on a table": (on_table, 0.95),
+    "on a light table": (
+        partial(
+            on_table, paper=(0.91, 0.91), table=(0.745, 0.745), turns=(-8, 8), light=0
+        ),
+        0.95,
+    ),
+    "black inset": (inset, 0.8),
+    "faint": (partial(on_paper, dark=(0.07, 0.15), noise=0.006), 0.97),
+    "faint, 28 pixels": (faint_file, 0.92),
     "soft pencil, shadow": (
-        from_mnist,
         partial(on_paper, paper=(0.6, 0.95), dark=(0.3, 0.5), light=1, noise=0.01),
         0.78,
     ),
-    "blurred": (
-        from_mnist,
-        partial(on_paper, dark=(0.45, 0.8), noise=0.01, blur=6),
-        0.8,
-    ),
-    "tight crop": (from_mnist, tight, 0.96),
-    "bold, tight crop": (from_mnist, thick_tight, 0.88),
-    "at the border": (from_mnist, at_border, 0.96),
-    "faint, at the border": (from_mnist, faint_at_border, 0.8),
+    "blurred": (partial(on_paper, dark=(0.45, 0.8), noise=0.01, blur=6), 0.8),
+    "tight crop": (tight, 0.96),
+    "bold, tight crop": (thick_tight, 0.88),
+    "at the border": (at_border, 0.96),
+    "faint, at the border": (faint_at_border, 0.8),
     "neighbours": (neighbours, black, 0.95),
-    "in a box": (from_mnist, boxed, 0.95),
-    "cut from a form": (from_mnist, cell, 0.95),
-    "on a writing line": (from_mnist, lined, 0.95),
-    "squared paper": (from_mnist, ruled, 0.9),
+    "in a box": (boxed, 0.95),
+    "cut from a form": (cell, 0.95),
+    "on a writing line": (lined, 0.95),
+    "squared paper": (ruled, 0.9),
     "ruled paper": (
-        from_mnist,
         partial(ruled, step=(34, 51), dark=(0.6, 0.6), crossed=0, degrees=2),
         0.97,
     ),
     "strokes": (sketch, black, 0.98),
     "strokes, 28 pixels": (sketch, tiny, 0.97),
-    "thin strokes": (partial(sketch, pen=(1.5, 3)), black, 0.97),
-    "thin, 28 pixels": (partial(sketch, pen=(1.5, 3)), tiny, 0.95),
-    "bold strokes": (partial(sketch, pen=(14, 22)), black, 0.97),
-    "bold, cropped": (partial(sketch, pen=(14, 22)), tight, 0.92),
-    "dotted": (dotted, black, 0.85),
+    "thin strokes": (THIN, black, 0.97),
+    "thin, 28 pixels": (THIN, tiny, 0.95),
+    "bold strokes": (BOLD, black, 0.97),
+    "bold, cropped": (BOLD, tight, 0.92),
+    "dotted": (partial(sketch, pen=(4, 8), apart=1.7), black, 0.85),
     "round eights": (partial(sketch, pen=(3, 9), labels=(8,)), black, 0.97),
     "several strokes": (pieces, black, 0.97),
     "straight sevens": (straight_sevens, black, 0.98),
@@ -498,8 +496,8 @@ UNLIKE_DIGITS = list("ACEFHKMNPRTUWXYadefhkmnprtuwxy")  # I, l, O, S and Z are t
 
 
 def write(text, rng):
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    font = ImageFont.truetype(folder / f"{rng.choice(FONTS)}.ttf", 60)
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/{rng.choice(FONTS)}.ttf"
+    font = ImageFont.truetype(path, 60)
     left, top, right, bottom = font.getbbox(text)
     page = Image.new("L", (right - left + 30, bottom - top + 30), 255)
     ImageDraw.Draw(page).text((15 - left, 15 - top), text, font=font, fill=0)
@@ -517,10 +515,12 @@ def word(rng):
 
 
 def cursive(rng):
-    t, loops = np.linspace(0, 1, 300), 2 * np.pi * rng.uniform(2, 5)
+    t = np.linspace(0, 1, 300)
+    angle = 2 * np.pi * rng.uniform(2, 5) * t
     tall = rng.uniform(10, 25) * (1 + 0.4 * np.sin(17 * t + rng.uniform(0, 6)))
-    x, y = t * 180 + 8 * np.sin(loops * t + 1), tall * np.sin(loops * t)
-    return 1 - draw([np.stack([x, y], axis=1)], 4, height=1)
+    x = t * 180 + 8 * np.sin(angle + 1)
+    y = tall * np.sin(angle)
+    return 1 - draw([np.transpose([x, y])], 4, height=1)
 
 
 def tangle(rng):
@@ -530,27 +530,28 @@ def tangle(rng):
 
 
 def blank(rng):
-    height, width = rng.integers(20, 200, 2)
-    page = np.full((height, width), rng.uniform(0.3, 1))
+    size = rng.integers(20, 200, 2)
+    page = np.full(size, rng.uniform(0.3, 1))
     if rng.random() < 0.5:
-        page *= make_light(height, width, rng)
+        page *= make_light(size, rng)
     if rng.random() < 0.7:
-        page += rng.normal(0, rng.uniform(0.005, 0.1), page.shape)
+        page = add_noise(page, rng, rng.uniform(0.005, 0.1))
     return page
 
 
 def texture(rng):
-    side = int(rng.integers(28, 200))
+    side = rng.integers(28, 200)
     y, x = np.mgrid[:side, :side]
-    period, noise = rng.integers(3, side // 4), rng.random((side, side))
-    clouds = ndimage.gaussian_filter(noise, rng.uniform(1, side / 15))
+    period = rng.integers(3, side // 4)
+    noise = rng.random((side, side))
+    clouds = gaussian_filter(noise, rng.uniform(1, side / 15))
     tiles = [
         noise,
         (clouds - 0.5) / clouds.std() / 4 + 0.5,
         (x // period + y // period) % 2.0,
         (x % period + rng.integers(2) * (y % period)) / period,
     ]
-    return tiles[rng.integers(len(tiles))]
+    return rng.choice(tiles)
 
 
 NO_DIGITS = {
@@ -566,6 +567,15 @@ NO_DIGITS = {
 # --- Measuring.
 
 
+def make_picture(name, digits, rng):
+    """A picture of that kind, and its label: None for no digit."""
+    if name in NO_DIGITS:
+        return NO_DIGITS[name](rng), None
+    drawing, page, _ = (from_mnist, *KINDS[name])[-3:]
+    ink, label = drawing(digits, rng)
+    return page(ink, rng), label
+
+
 def ask(model, picture):
     """The answer, or None where the picture is refused."""
     if isinstance(picture, np.ndarray):
@@ -576,40 +586,38 @@ def ask(model, picture):
         return None
 
 
-def measure(model, digits, name, count):
-    """The shares right, refused, and wrong with 90% or more.
+def judge(answer, label):
+    """Whether an answer is right, refused, and wrong with 90% or more.
 
-    Without digits: refused or answered with less than 60%, refused, 90% or more.
+    Without a label: refused or less than 60%, refused, 90% or more.
     """
-    rng = np.random.default_rng(zlib.crc32(name.encode()))  # other digits for each kind
-    good, refused, sure = np.zeros((3, count), bool)
-    for number in range(count):
-        if name in KINDS:
-            drawing, page, _ = KINDS[name]
-            ink, label = drawing(digits, rng)
-            picture = page(ink, rng)
-        else:
-            picture, label = NO_DIGITS[name](rng), None
-        answer = ask(model, picture)
-        refused[number] = answer is None
-        if answer is None:
-            good[number] = label is None
-        elif label is None:
-            good[number], sure[number] = (
-                answer.confidence < 0.6,
-                answer.confidence > 0.9,
-            )
-        else:
-            good[number] = answer.digit == label
-            sure[number] = answer.digit != label and answer.confidence > 0.9
-    return good.mean(), refused.mean(), sure.mean()
+    if answer is None:
+        return label is None, True, False
+    good = answer.confidence < 0.6 if label is None else answer.digit == label
+    return good, False, not good and answer.confidence > 0.9
+
+
+def measure(model, digits, names, count):
+    """For each kind of picture, the shares of what `judge` says."""
+    table = {}
+    for name in names:
+        rng = np.random.default_rng(zlib.crc32(name.encode()))  # for each kind another
+        rows = []
+        for _ in range(count):
+            picture, label = make_picture(name, digits, rng)
+            rows.append(judge(ask(model, picture), label))
+        table[name] = np.mean(rows, axis=0)
+    return table
+
+
+def average(table):
+    return np.mean(list(table.values()), axis=0)
 
 
 def print_table(heading, table):
-    table["mean"] = np.mean(list(table.values()), axis=0)
-    print(f"{'kind':22}" + "".join(f"{word:>14}" for word in heading))
-    for name, row in table.items():
-        print(f"{name:22}" + "".join(f"{value:14.1%}" for value in row), flush=True)
+    print("{:22}{:>14}{:>14}{:>14}".format("kind", *heading))
+    for name, row in [*table.items(), ("mean", average(table))]:
+        print("{:22}{:14.1%}{:14.1%}{:14.1%}".format(name, *row))
 
 
 # --- The tests.
@@ -625,142 +633,79 @@ def model():
 
 
 def test_digits_of_every_kind_are_right(model, mnist):
-    count = 16
-    table = {name: measure(model, mnist[1], name, count) for name in KINDS}
+    table = measure(model, mnist[1], KINDS, 16)
     for name, (right, _, _) in table.items():
-        least = KINDS[name][2] - 1.5 / count  # one or two of so few may be chance
+        least = KINDS[name][-1] - 1.5 / 16  # one or two of so few may be chance
         assert right >= least, f"{name}: {right:.0%} right, {least:.0%} wanted"
-    right, refused, wrong = np.mean(list(table.values()), axis=0)
+    right, refused, wrong = average(table)
     assert right > 0.945
     assert refused < 0.03
     assert wrong < 0.01
 
 
 def test_what_is_no_digit_is_refused_or_doubted(model):
-    table = {name: measure(model, None, name, 30) for name in NO_DIGITS}
+    table = measure(model, None, NO_DIGITS, 30)
     assert table.pop("letter")[2] < 0.15
     assert table["blank"][0] > 0.96
-    assert np.mean(list(table.values()), axis=0)[0] > 0.92
+    assert average(table)[0] > 0.92
 
 
 def test_pictures_take_milliseconds(model, mnist):
     """15 or so on two idle cores, and 100 for a photograph of twelve megapixels."""
-    rng, digit = np.random.default_rng(1), mnist[1][0]
-    ink, large = digit.images.numpy() / 255, io.BytesIO()
-    photo = Image.open(io.BytesIO(photograph(ink, rng)))
-    photo.resize((3000, 4000)).save(large, "JPEG")
-    pictures = [large.getvalue(), *(to_bytes(on_paper(ink, rng)) for _ in range(9))]
-    times = []
-    for picture in pictures:
+    ink = mnist[1].images[0].numpy() / 255
+    page = on_paper(ink, np.random.default_rng(1))
+    large = as_file(np.kron(page, np.ones((30, 30))))
+    for picture, most in ((large, 1), (page, 0.15)):
         start = time.process_time()
-        assert predict_picture(model, picture).digit == digit.labels
-        times.append(time.process_time() - start)
-    assert np.median(times) < 0.15  # on busy cores
-    assert times[0] < 1
+        assert ask(model, picture).digit == mnist[1].labels[0]
+        assert time.process_time() - start < most  # seconds, on busy cores
 
 
-class Counter(torch.nn.Module):
-    """The more ink, the surer it is of a 1."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(0.01))
-
-    def forward(self, pixels):
-        assert not self.training
-        return F.pad((pixels.sum(dim=1) * self.scale)[:, None], (1, 8))
-
-
-def test_probabilities_are_the_mean_softmax_over_warped_views(toy):
-    counter, images = Counter().train(), toy.images[:4]
-    for views, strength in ((1, 1), (3, 1), (3, 0.5)):
-        copies = images.repeat_interleave(views, dim=0)
-        if views > 1:
-            copies = warp_digits(copies, strength, torch.Generator().manual_seed(0))
-        logits = TRANSFORM(copies).sum(dim=1) * 0.01
-        wanted = (
-            F.pad(logits[:, None], (1, 8)).softmax(dim=1).view(4, views, 10).mean(1)
-        )
-        answer = predict_probabilities(counter, images, views, strength)
-        torch.testing.assert_close(answer, wanted)
-        assert counter.training
-    one = predict_probabilities(counter, images[2])
-    torch.testing.assert_close(one, predict_probabilities(counter, images)[2])
-    many = predict_probabilities(counter, images.repeat(150, 1, 1))  # in two parts
-    torch.testing.assert_close(many[-1], many[3])
-    assert len(many) == 600
-
-
-def test_model_keeps_its_mode_even_when_stopped(toy):
-    class Stopped(Counter):
-        def forward(self, pixels):
-            raise KeyboardInterrupt
-
-    model = Stopped().train()
-    with pytest.raises(KeyboardInterrupt):
-        predict_probabilities(model, toy.images[:2])
-    assert model.training
-
-
-@pytest.mark.parametrize("device", ["meta", "cuda"])
-def test_images_go_to_where_the_model_is(toy, device):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-
-    class Watched(Counter):
-        def forward(self, pixels):
-            assert pixels.device.type == device
-            return torch.zeros(len(pixels), 10)
-
-    model = Watched().to(device)
-    assert predict_probabilities(model, toy.images[:2]).device.type == "cpu"
-
-
-class Divided(Counter):
+class Divided(nn.Module):
     """It answers `plain` to a picture as it is, `warped` to warped views of it."""
 
     def __init__(self, plain, warped):
         super().__init__()
-        self.plain, self.warped = torch.tensor(plain).log(), torch.tensor(warped).log()
+        self.logits = nn.Parameter(torch.tensor([plain, warped]).log())
 
     def forward(self, pixels):
-        return (self.warped if len(pixels) == VIEWS else self.plain).expand(
-            len(pixels), 10
-        )
+        return self.logits[[0] + [1] * VIEWS]
 
 
-STROKE = np.pad(np.zeros((40, 5), np.uint8), ((10, 10), (18, 17)), constant_values=255)
+STROKE = np.zeros((60, 40), np.uint8)
+STROKE[10:50, 18:23] = 255
 FOUR = [0.0125] * 4 + [0.7] + [0.0125] * 4 + [0.2]
-SEVEN = [0.02] * 7 + [0.82] + [0.02] * 2
+FIVE = FOUR[::-1]
+NINE = [0.0] * 9 + [1.0]
+
+
+def test_probabilities_are_the_mean_softmax_of_warped_views():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(), nn.Linear(784, 10))
+    answer = predict_picture(model, STROKE)
+    assert model.training  # it is left as it was
+    images = answer.pixels.expand(VIEWS, 28, 28)
+    views = warp_digits(images, generator=torch.Generator().manual_seed(0))
+    wanted = model.eval()(TRANSFORM(views)).softmax(dim=1).mean(dim=0)
+    torch.testing.assert_close(answer.probabilities, wanted)
+
+
+def test_images_go_to_where_the_model_is():
+    model = nn.Linear(784, 10, device="meta")
+    with pytest.raises(NotImplementedError, match="meta"):  # nothing comes back
+        predict_picture(model, STROKE)
 
 
 def test_digit_comes_from_the_picture_and_doubt_from_the_views():
-    agreed = predict_picture(Divided(SEVEN, FOUR[5:] + FOUR[:5]), STROKE)
-    assert agreed.digit == 7
-    agreed = predict_picture(Divided(FOUR, FOUR), STROKE)
-    assert (agreed.digit, agreed.confidence) == (4, pytest.approx(0.7, abs=1e-3))
-    impossible = [0.0] * 7 + [1.0] + [0.0] * 2
-    for views in (SEVEN, impossible):
+    for views in (FIVE, NINE):
         divided = predict_picture(Divided(FOUR, views), STROKE)
         assert divided.digit == 4
         assert divided.confidence < 0.51
         assert divided.probabilities.sum() == pytest.approx(1)
 
 
-def test_digit_of_the_project_is_a_picture():
-    images = torch.zeros(5, 28, 28, dtype=torch.uint8)
-    images[4, 2:20, 9:13] = 255
-    digits = Digits(images, torch.arange(5))
-    answer = predict_picture(Counter(), digits[4])
-    assert torch.equal(answer.pixels, predict_picture(Counter(), images[4]).pixels)
-    for wrong, reason in ((digits, "a batch of 5"), (digits[:0], "expected numbers")):
-        with pytest.raises(PictureError, match=reason):
-            predict_picture(Counter(), wrong)
-
-
 def test_prediction_shows_itself():
     prediction = predict_picture(Divided(FOUR, FOUR), STROKE)
-    assert prediction.picture.size == (40, 60)
     assert repr(prediction) == "4 with 70.0% (second guess: 9 with 20.0%)"
     given, seen, bars = prediction.show().axes
     assert given.images[0].get_array().shape == (60, 40, 3)
@@ -768,78 +713,59 @@ def test_prediction_shows_itself():
     heights = [bar.get_height() for bar in bars.patches]
     np.testing.assert_allclose(heights, prediction.probabilities)
     colours = [bar.get_facecolor() for bar in bars.patches]
-    assert [colour != colours[0] for colour in colours] == [n == 4 for n in range(10)]
+    assert colours.count(colours[4]) == 1
     drawn, metadata = prediction._repr_png_()
-    assert Image.open(io.BytesIO(drawn)).width > 400
+    assert drawn.startswith(b"\x89PNG")
     assert "4 with 70.0%" in metadata["alt"]
-    with matplotlib.style.context("dark_background"):
-        assert prediction._repr_png_()[0] == drawn
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A folder with pictures, where the model at hand is sure of a 4."""
     monkeypatch.chdir(tmp_path)
-    model = MLP((8,))
-    with torch.no_grad():
-        for weights in model.parameters():
-            weights.zero_()
-        model.layers[-1].bias.copy_(torch.tensor(FOUR).log())
-    with write_safely(tmp_path / "model.pth") as file:
-        torch.save(model.state_dict(), file)
     monkeypatch.setattr(predict, "PROJECT_ROOT", tmp_path)
-    Image.fromarray(STROKE).save("good.png")
-    Image.fromarray(STROKE).save("四.png")
-    Image.fromarray(np.full_like(STROKE, 255)).save("blank.png")
+    state = MLP(()).state_dict()
+    state["layers.0.weight"].zero_()
+    state["layers.0.bias"].copy_(torch.tensor(FOUR).log())
+    with write_safely(tmp_path / "model.pth") as file:
+        torch.save(state, file)
+    for name, page in (("good", STROKE), ("四", STROKE), ("blank", 0 * STROKE)):
+        Image.fromarray(page).save(f"{name}.png")
+
+
+GOOD = "good.png: 4 with 70.0% (second guess: 9 with 20.0%)\n"
 
 
 def test_command_answers_and_refuses(files, capsys, monkeypatch):
     assert main(["good.png"]) == 0
-    line = "good.png: 4 with 70.0% (second guess: 9 with 20.0%)\n"
-    assert capsys.readouterr() == (line, "")
+    assert capsys.readouterr() == (GOOD, "")
     assert main(["blank.png", "none.png", "good.png"]) == 1
     out, err = capsys.readouterr()
-    assert out == line
+    assert out == GOOD
     blank, missing = err.splitlines()
     assert blank.startswith("blank.png: refused: nothing stands out")
     assert "No such file" in missing
     with pytest.raises(SystemExit, match="2"):
         main(["good.png", "--model", "none.pth"])
     assert "none.pth cannot be read" in capsys.readouterr().err
-    answers = [RuntimeError("a bug"), "an answer"]
-    monkeypatch.setattr(predict, "predict_picture", lambda *_: take(answers.pop(0)))
+    monkeypatch.delattr(predict, "predict_picture")  # a bug
     assert main(["good.png", "good.png"]) == 1
-    out, err = capsys.readouterr()
-    assert (out, err) == ("good.png: an answer\n", "good.png: refused: a bug\n")
+    assert capsys.readouterr().err.count("good.png: refused: ") == 2
 
 
-def take(answer):
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-@pytest.mark.parametrize("coding", ["cp1252", "ascii"])
-def test_names_that_the_console_cannot_show_stop_nothing(files, monkeypatch, coding):
-    out = io.TextIOWrapper(io.BytesIO(), coding)
+def test_names_that_the_console_cannot_show_stop_nothing(files, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", out)
-    assert main(["四.png", "good.png"]) == 0
+    assert main(["四.png"]) == 0
     out.flush()
-    first, second = out.buffer.getvalue().decode(coding).splitlines()
-    assert first.startswith(r"\u56db.png: 4 with")
-    assert second.startswith("good.png: 4 with")
+    assert out.buffer.getvalue().startswith(rb"\u56db.png: 4 with")
 
 
 if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    trained, (_, test) = (
-        load_model(PROJECT_ROOT / "model.pth"),
-        load_mnist(download=False),
-    )
-    for heading, names in (
-        (["right", "refused", "surely wrong"], KINDS),
-        (["doubted", "refused", "sure"], NO_DIGITS),
-    ):
-        print_table(
-            heading, {name: measure(trained, test, name, count) for name in names}
-        )
+    count = int([*sys.argv, 100][1])
+    trained = load_model(PROJECT_ROOT / "model.pth")
+    _, test = load_mnist(download=False)
+    table = measure(trained, test, KINDS, count)
+    print_table(["right", "refused", "surely wrong"], table)
+    table = measure(trained, test, NO_DIGITS, count)
+    print_table(["doubted", "refused", "sure"], table)

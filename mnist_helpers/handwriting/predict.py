@@ -56,7 +56,7 @@ class Prediction:
         given, seen, bars = axes
         given.imshow(self.picture)
         given.set_title("the picture")
-        seen.imshow(self.pixels, cmap="gray", vmin=0, vmax=255)
+        seen.imshow(self.pixels.numpy(), cmap="gray", vmin=0, vmax=255)
         seen.set_title("what the model sees")
         given.axis("off")
         seen.axis("off")
