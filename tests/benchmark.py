@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
@@ -103,26 +102,6 @@ def compare_pipelines(train: Digits) -> None:
             print(f"one epoch, batch {batch_size}, loader {name}: {seconds:.2f} s")
 
 
-def compare_with_matrix_product(train: Digits, config: Config) -> None:
-    """How much of a training's time goes into the matrix products it cannot do without.
-
-    On the CPU, for a wide network with batch size and optimizer of `config`.
-    """
-    batch, width = config.batch_size, 1024
-    a = torch.randn(batch, width)
-    b = torch.randn(width, width)
-    seconds = measure(lambda: [a @ b for _ in range(200)], 6)
-    peak = 200 * 2 * batch * width * width / seconds
-    model = make_model(replace(config, hidden=(width,) * 3))
-    loader = make_loader(train[: batch * 24], batch, shuffle=True)
-    with FlopCounterMode(display=False) as counter:  # forwards and backwards
-        train_once(model, loader, config)
-    seconds = measure(lambda: train_once(model, loader, config), 6)
-    loop = counter.get_total_flops() / seconds
-    print(f"matrix products alone: {peak / 1e9:.0f} GFLOP/s; ", end="")
-    print(f"a training of 3x1024 units: {loop / peak:.0%} of that")
-
-
 def remove_slant(digits: Digits) -> Digits:
     """The digits sheared until none leans: "deslanting" of LeCun et al. 1998.
 
@@ -193,56 +172,6 @@ def run_recipe(
     print(f"{name}: mean {np.mean(accuracies):.3%} of {seeds} seeds")
 
 
-def leave_out(config: Config, flags: float, train: Digits, seeds: int) -> None:
-    """Each ingredient of the final network left out once, for as many digits shown.
-
-    Trained on the first 50,000 digits; judged on the last 10,000, and on their ones
-    with flags drawn on.
-    """
-    fewer = round(config.epochs * config.hard_fraction)
-    slower = config.learning_rate / 4
-    variants = {
-        "everything": {},
-        "without flags": {},
-        "without augmentation": {"augmentation": 0.0},
-        "all digits equally often": {"hard_fraction": 1.0, "epochs": fewer},
-        "without batch norm": {"batch_norm": False, "learning_rate": slower},
-        "constant learning rate": {"one_cycle": False},
-    }
-    plain, validation = data.split_digits(train, fraction=1 / 6)
-    flagged = add_flags(plain, flags)
-    ones = add_flags(validation[validation.labels == 1], share=1.0, seed=1)
-    for name, changes in variants.items():
-        shown = plain if name == "without flags" else flagged
-        rows = []
-        for seed in range(seeds):
-            model = train_recipe(replace(config, seed=seed, **changes), shown)
-            rows.append([judge(model, some).accuracy for some in (validation, ones)])
-        accuracy, on_ones = np.mean(rows, axis=0)
-        print(f"{name}: {accuracy:.2%} right, of the flagged ones {on_ones:.1%}")
-
-
-def compare_splits(train: Digits, seeds: int) -> None:
-    """How lenient a validation split is that shares its writers with the training.
-
-    Each sixth of the digits is held out once, cut out of the file in one piece (writers
-    stay together) and drawn at random; so both ways are judged by all digits.
-    """
-    order = np.arange(len(train))
-    orders = {
-        "in one piece": order,
-        "drawn at random": np.random.default_rng(0).permutation(order),
-    }
-    for name, order in orders.items():
-        accuracies = []
-        for seed in range(seeds):
-            for held_out in np.array_split(order, 6):
-                shown = np.setdiff1d(order, held_out)
-                model = train_recipe(replace(FAST, seed=seed), train[shown], True)
-                accuracies.append(judge(model, train[held_out]).accuracy)
-        print(f"held out {name}: {np.mean(accuracies):.3%} right")
-
-
 def time_training(config: Config, train: Digits, barrier) -> float:
     """Seconds of one training, begun when all processes are ready."""
     model = make_model(config)
@@ -291,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", nargs="+", metavar="GOMP_SPINCOUNT")
-    for option in ("--short", "--ablation", "--split", "--picture"):
+    for option in ("--short", "--picture"):
         parser.add_argument(option, action="store_true")
     chosen = parser.parse_args()
     final, flags = read_final(data.PROJECT_ROOT / "notebook.ipynb")
@@ -304,13 +233,8 @@ def main() -> None:
         compare_parallel(final, on_cpu, chosen.parallel)
     elif chosen.picture:
         draw_mistakes(test)
-    elif chosen.split:
-        compare_splits(train, seeds)
-    elif chosen.ablation:
-        leave_out(replace(final, epochs=24), flags, train, seeds)
     else:
         compare_pipelines(on_cpu)
-        compare_with_matrix_product(on_cpu, final)
         run_recipe("brief", BRIEF, train, test, seeds, local=True)
         seconds = measure(lambda: remove_slant(on_cpu))
         print(f"making all digits upright: {seconds:.1f} s")
