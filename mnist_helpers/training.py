@@ -140,7 +140,7 @@ def train_epoch(
     """
     model.train()
     losses = []
-    with undo_if_stopped(model), enough_threads(model):
+    with undo_if_stopped(model):
         for pixels, labels in loader:
             optimizer.zero_grad()
             with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
@@ -223,7 +223,7 @@ def draw_digits(losses: Tensor, count: int) -> Tensor:
     left to teach (compare Katharopoulos and Fleuret 2018, "Not all samples are created
     equal"). The limits let easy ones come back and keep mislabelled ones from ruling.
     """
-    drawn = torch.multinomial(losses.clamp(0.02, 2.0), count)
+    drawn = torch.multinomial(losses.clamp(0.02, 5.0), count)
     return drawn[torch.randperm(count, device=drawn.device)]  # else hard ones go first
 
 
@@ -250,18 +250,3 @@ def undo_if_stopped(model: MLP):
     except BaseException:
         model.load_state_dict(before)
         raise
-
-
-@contextmanager
-def enough_threads(model: MLP):
-    """A small network is trained on one thread: more would mostly wait for each other.
-
-    So its weights do not depend on the number of cores either.
-    """
-    threads = torch.get_num_threads()
-    size = sum(weights.numel() for weights in model.parameters())
-    torch.set_num_threads(threads if size > 1e6 else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
