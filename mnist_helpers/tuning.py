@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import optuna
 import pandas as pd
+import torch
 from optuna.storages import RDBStorage
 from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import Trial, TrialState, create_trial
@@ -149,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=20, help="results in all")
     parser.add_argument("--storage", help="URL of the database (runs/study.db)")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # the other cores have workers of their own
 
     def objective(trial):
         config = suggest_config(trial, BASE)

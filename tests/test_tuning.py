@@ -14,6 +14,7 @@ from unittest import mock
 
 import optuna
 import pytest
+import torch
 from conftest import make_toy_digits
 from optuna.distributions import (
     CategoricalDistribution,
@@ -65,7 +66,9 @@ def project(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(data, "PROJECT_ROOT", folder)
     monkeypatch.setattr(data, "load_mnist", lambda: (TOY, TOY))
-    return folder
+    threads = torch.get_num_threads()
+    yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -223,6 +226,7 @@ def test_worker_counts_results_and_lives_through_failures(project, score):
     assert len(study.trials) == 9
     _, train, validation = score.call_args.args
     assert (len(train), len(validation)) == (22, 2)
+    assert torch.get_num_threads() == 1  # a worker for each core
 
 
 def test_other_errors_end_the_study(project, score, capsys):
