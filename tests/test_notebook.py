@@ -38,6 +38,7 @@ VARIANTS = {
         "FEW = 1_500": "FEW = 1_000",
         "WIDE = 384": "WIDE = 256",
         "FLAGS = 0.4": "FLAGS = 0",
+        "0.6 if QUICK": "0.0 if QUICK",
         "16 if QUICK": "1 if QUICK",
         "MINE = replace(STUDY, hidden=(256, 256)": (
             "MINE = replace(replace(STUDY, learning_rate=1.0), hidden=()"
@@ -57,6 +58,8 @@ VARIANTS = {
         "STEPS = {": "STEPS = {} if QUICK else {",
         "WIDE = 384": "WIDE = 2048",
         "FLAGS = 0.4": "FLAGS = 1",
+        "GROWTH = 1": "GROWTH = 8",
+        "0.6 if QUICK": "2.0 if QUICK",
         "16 if QUICK": "1 if QUICK",
     },
 }
