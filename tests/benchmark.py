@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mnist_helpers  # noqa: F401  (before torch: it sets how torch's threads wait)
 
 # isort: split
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,12 +24,20 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from mnist_helpers import data, plots, training
+from mnist_helpers import data, plots
 from mnist_helpers.augment import PLACES, add_flags
 from mnist_helpers.data import IMAGE_SIZE, Digits, make_loader
-from mnist_helpers.evaluation import Evaluation, evaluate
+from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import MLP, load_model
-from mnist_helpers.training import Config, fit, make_model, make_optimizer, train_epoch
+from mnist_helpers.training import (
+    Config,
+    choose_device,
+    fit,
+    has_bfloat16,
+    make_model,
+    make_optimizer,
+    train_epoch,
+)
 
 # 99% in seconds, with upright digits and a first layer that starts local: few steps,
 # so a smaller network and milder warps than in the notebook's final training.
@@ -76,29 +83,22 @@ def measure(action, repeats: int = 1) -> float:
     return min(timeit.repeat(action, number=1, repeat=repeats))
 
 
-def train_once(model: MLP, loader, config: Config) -> None:
-    """One epoch of the loop that all trainings use."""
-    loss_function = nn.CrossEntropyLoss(reduction="none")
-    train_epoch(model, loader, loss_function, make_optimizer(model, config))
-
-
-def judge(model: MLP, digits: Digits) -> Evaluation:
-    """What the model makes of these digits."""
-    return evaluate(model, make_loader(digits, 1000))
-
-
 def compare_pipelines(train: Digits) -> None:
     """One image after another, as is usual, against whole batches, on the CPU."""
     normalize = transforms.Normalize((data.MNIST_MEAN,), (data.MNIST_STD,))
     steps = [transforms.ToTensor(), normalize, nn.Flatten(0)]
     images = MNIST(data.find_root(), transform=transforms.Compose(steps))
+    model = MLP()
+    optimizer = make_optimizer(model, Config())
+    loss_function = nn.CrossEntropyLoss(reduction="none")
     for batch_size in (64, 256):
         loaders = {
             "usual": DataLoader(images, batch_size, shuffle=True),
             "ours": make_loader(train, batch_size, shuffle=True),
         }
         for name, loader in loaders.items():
-            seconds = measure(partial(train_once, MLP(), loader, Config()), 2)
+            epoch = partial(train_epoch, model, loader, loss_function, optimizer)
+            seconds = measure(epoch, 2)
             print(f"one epoch, batch {batch_size}, loader {name}: {seconds:.2f} s")
 
 
@@ -144,17 +144,6 @@ def draw_local_weights(units: int) -> Tensor:
     return F.normalize(patterns) / 3**0.5
 
 
-def train_recipe(config: Config, train: Digits, local: bool = False) -> MLP:
-    """The trained network of `config`; `local`: its first layer starts local."""
-    model = make_model(config)
-    if local:
-        torch.manual_seed(config.seed)
-        model.layers[0].weight.data = draw_local_weights(config.hidden[0])
-    model.to(train.labels.device)
-    list(fit(model, config, train))
-    return model
-
-
 def run_recipe(
     name: str,
     config: Config,
@@ -163,16 +152,25 @@ def run_recipe(
     seeds: int,
     local: bool = False,
 ) -> None:
-    """Accuracy on the test set after training with several seeds."""
+    """Accuracy on the test set after training with several seeds.
+
+    With `local`, the first layer starts local.
+    """
+    device = train.labels.device
     accuracies = []
     for seed in range(seeds):
         start = time.perf_counter()
-        model = train_recipe(replace(config, seed=seed), train, local)
+        config = replace(config, seed=seed, bfloat16=has_bfloat16(device))
+        model = make_model(config)
+        if local:
+            torch.manual_seed(seed)
+            model.layers[0].weight.data = draw_local_weights(config.hidden[0])
+        list(fit(model.to(device), config, train))
         seconds = time.perf_counter() - start
-        accuracy = judge(model, test).accuracy
+        accuracy = evaluate(model, make_loader(test, 1000)).accuracy
         print(f"  {name}, seed {seed}: {accuracy:.2%}, trained in {seconds:.1f} s")
         accuracies.append(accuracy)
-    print(f"{name}: mean {np.mean(accuracies):.3%} of {seeds} seeds")
+    print(f"{name}: mean {sum(accuracies) / seeds:.3%} of {seeds} seeds")
 
 
 def time_training(config: Config, train: Digits, barrier) -> float:
@@ -194,8 +192,9 @@ def train_together(count: int, config: Config, train: Digits) -> float:
 
 def compare_parallel(final: Config, train: Digits, spin_counts: list[str]) -> None:
     """One training alone and two at once, on the CPU."""
+    bfloat16 = has_bfloat16(train.labels.device)
     trainings = {
-        "final network, 8 epochs": replace(final, epochs=8),
+        "final network, 8 epochs": replace(final, epochs=8, bfloat16=bfloat16),
         "784-256-128-10, batch 64, 1 epoch": Config(epochs=1),
     }
     for spin_count in spin_counts:
@@ -209,7 +208,8 @@ def compare_parallel(final: Config, train: Digits, spin_counts: list[str]) -> No
 
 def draw_mistakes(test: Digits) -> None:
     """The picture of the README: every test digit that `model.pth` reads wrong."""
-    result = judge(load_model(data.PROJECT_ROOT / "model.pth"), test)
+    model = load_model(data.PROJECT_ROOT / "model.pth")
+    result = evaluate(model, make_loader(test, 1000))
     wrong = (result.predictions != result.labels).nonzero().flatten()
     captions = [f"{result.labels[i]}, read {result.predictions[i]}" for i in wrong]
     title = f"All {len(wrong)} of {len(test):,} test digits that are read wrong"
@@ -228,11 +228,8 @@ def main() -> None:
     chosen = parser.parse_args()
     final, flags = read_final(data.PROJECT_ROOT / "notebook.ipynb")
     on_cpu, test = data.load_mnist(download=False)
-    device, _ = training.choose_device()
+    device, _ = choose_device()
     train = on_cpu.to(device)
-    seeds = chosen.seeds
-    bfloat16 = {"bfloat16": training.has_bfloat16(device)}
-    final = replace(final, **bfloat16)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
     if chosen.parallel:
         compare_parallel(final, on_cpu, chosen.parallel)
@@ -240,15 +237,13 @@ def main() -> None:
         draw_mistakes(test)
     else:
         compare_pipelines(on_cpu)
-        brief = replace(BRIEF, **bfloat16)
-        run_recipe("brief", brief, train, test, seeds, local=True)
+        run_recipe("brief", BRIEF, train, test, chosen.seeds, local=True)
         seconds = measure(lambda: remove_slant(on_cpu))
         print(f"making all digits upright: {seconds:.1f} s")
         upright = remove_slant(train)
-        fast = replace(FAST, **bfloat16)
-        run_recipe("fast", fast, upright, remove_slant(test), seeds, local=True)
+        run_recipe("fast", FAST, upright, remove_slant(test), chosen.seeds, local=True)
         if not chosen.short:
-            run_recipe("final", final, add_flags(train, flags), test, seeds)
+            run_recipe("final", final, add_flags(train, flags), test, chosen.seeds)
 
 
 if __name__ == "__main__":
