@@ -16,53 +16,42 @@ from mnist_helpers.live import watch
 from mnist_helpers.training import Epoch, TrainingError
 
 
-def make_epoch(number):
-    return Epoch(number, number / 4, 0.25, 0.9, 1e-3, 1.5)
-
-
 class Screen:
     """A notebook's output, and the only clock there is: an epoch takes a second."""
 
-    def __init__(self):
-        self.texts, self.lines = [], []
+    def __init__(self, shown):
+        self.shown = shown
+        self.lines = []
         self.clock, self.drawing = 100.0, 0.0
 
-    def display(self, bundle, raw):
-        assert raw
-        self.texts.append(bundle["text/plain"])
-
-    def update(self, bundle, raw, metadata):
-        assert raw
-        assert bundle["image/png"].startswith(b"\x89PNG")
-        assert metadata["image/png"]["alt"] == bundle["text/plain"].split("\n")[0]
-        self.texts.append(bundle["text/plain"])
+    @property
+    def texts(self):
+        return [output["data"]["text/plain"] for output in self.shown]
 
     def plot(self, history, total, title):
         self.clock += self.drawing
-        return SimpleNamespace(_repr_png_=lambda: (b"\x89PNG", {"alt": title}))
+        return SimpleNamespace(_repr_png_=lambda: (b"a picture", {"alt": title}))
 
     def train(self, count, end=None):
         for number in range(1, count + 1):
             self.clock += 1
-            yield make_epoch(number)
-        if end is not None:
+            yield Epoch(number, number / 4, 0.25, 0.9, 1e-3, 1.5)
+        if end:
             raise end
 
 
 @pytest.fixture
-def screen(monkeypatch):
-    screen = Screen()
+def screen(shown, monkeypatch):
+    screen = Screen(shown)
     clock = SimpleNamespace(perf_counter=lambda: screen.clock)
     monkeypatch.setattr(live, "time", clock)
-    monkeypatch.setattr(live, "DisplayHandle", lambda: screen)
-    monkeypatch.setattr(live, "get_ipython", lambda: "a notebook")
     monkeypatch.setattr(live, "plot_history", screen.plot)
     monkeypatch.setattr(live, "write_to_terminal", screen.lines.append)
     return screen
 
 
 def test_progress_and_summary(screen):
-    assert watch(screen.train(3), 3, "Mine") == [make_epoch(k) for k in (1, 2, 3)]
+    assert watch(screen.train(3), 3, "Mine") == list(screen.train(3))
     headings = [text.split("\n")[0] for text in screen.texts]
     validation = "validation loss 0.2500, accuracy 90.00%"
     assert headings == [
@@ -74,6 +63,10 @@ def test_progress_and_summary(screen):
         f"Mine: 3 epochs in 3 s; training loss 0.7500, {validation}",
     ]
     assert screen.lines == headings[1:]
+    for update, heading in zip(screen.shown[1:], screen.lines, strict=True):
+        assert update["update"]
+        assert update["data"]["image/png"] == b"a picture"
+        assert update["metadata"]["image/png"]["alt"] == heading
     second = f"epoch   2   1.5 s   training loss 0.5000, {validation}"
     assert screen.texts[-1].split("\n")[2] == second
 
