@@ -139,14 +139,6 @@ def test_committed_model_is_as_good_as_promised(mnist):
     assert 0.985 < evaluate(model, make_loader(mnist[1], 1000)).accuracy < 0.9999
 
 
-class Malicious:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return (Path.touch, (self.trace,))
-
-
 def check_refused(path, cause):
     with pytest.raises(ModelError) as caught:
         load_model(path)
@@ -187,7 +179,12 @@ def test_file_that_is_no_model(path, content):
 
 def test_code_in_a_file_is_not_run(path):
     trace = path.with_name("trace")
-    torch.save(Malicious(trace), path)
+
+    class Malicious:
+        def __reduce__(self):
+            return Path.touch, (trace,)
+
+    torch.save(Malicious(), path)
     check_refused(path, "holds more than weights; its code was not run")
     assert not trace.exists()
 
