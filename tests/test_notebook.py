@@ -9,7 +9,6 @@ import subprocess
 import symtable
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -66,7 +65,7 @@ VARIANTS = {
 }
 
 
-def run_notebook(project: Path, changes: dict, again: bool = False):
+def run_notebook(project, changes, again=False):
     """The quick notebook on stand-in digits; if `again`, each cell a second time."""
     shutil.copytree(ROOT / "mnist_helpers", project / "mnist_helpers")
     book = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
@@ -91,7 +90,7 @@ def run_notebook(project: Path, changes: dict, again: bool = False):
     return {cell.id: cell for cell in book.cells}, first
 
 
-def list_texts(cell) -> list[str]:
+def list_texts(cell):
     """What a cell shows, as text without the seconds that it took."""
     texts = []
     for output in cell.get("outputs", []):
@@ -153,22 +152,25 @@ def test_setup_from_another_folder(tmp_path):
     assert printed.strip() == data.__file__
 
 
-def test_two_winners_give_two_final_networks():
-    code = CODE["final"].source.split("rows = []")[0]
-    finals = []
-    for chosen in (
-        training.Config(hidden=(64,), learning_rate=1e-3, batch_size=1024),
-        training.Config(hidden=(512, 512, 512), learning_rate=8e-3, batch_size=256),
-    ):
-        names = {"chosen": chosen, "steps": {"": chosen}, "WIDE": 1024, "LONG": {}}
-        names |= {"GROWTH": 4, "replace": replace}
-        exec(code, names)
-        finals.append(names["FINAL"])
-    first, second = finals
-    assert (first.hidden, second.hidden) == ((1024,), (1024,) * 3)
-    assert first.learning_rate == pytest.approx(2e-3)  # by the root of 4
-    assert second.learning_rate == pytest.approx(16e-3)
-    assert (first.batch_size, second.batch_size) == (4096, 1024)
+@pytest.mark.parametrize(
+    ("chosen", "wanted"),
+    [
+        (
+            training.Config((64,), learning_rate=1e-3, batch_size=1024),
+            training.Config((1024,), learning_rate=2e-3, batch_size=4096),
+        ),
+        (
+            training.Config((512,) * 3, learning_rate=8e-3, batch_size=256),
+            training.Config((1024,) * 3, learning_rate=16e-3, batch_size=1024),
+        ),
+    ],
+)
+def test_final_network_follows_the_studys_choice(chosen, wanted):
+    """Batches grow by `GROWTH`, the learning rate by its root."""
+    names = {"chosen": chosen, "steps": {"": chosen}, "WIDE": 1024, "LONG": {}}
+    names |= {"GROWTH": 4, "replace": replace}
+    exec(CODE["final"].source.split("rows = []")[0], names)
+    assert names["FINAL"] == wanted
 
 
 def test_command_searches_the_study_of_the_notebook():
@@ -178,7 +180,7 @@ def test_command_searches_the_study_of_the_notebook():
     assert tuning.describe_changes(names["STUDY"], tuning.BASE) == ""
 
 
-def find_names(source: str) -> tuple[set, set]:
+def find_names(source):
     """The names that a cell sets, and those that it reads and does not set."""
     tables = [symtable.symtable(source, "cell", "exec")]
     stored, used = set(), set()
