@@ -18,7 +18,7 @@ PIXELS = torch.randn(6, 784, generator=torch.Generator().manual_seed(9))
 
 
 def make_model(*arguments):
-    """An `MLP` none of whose numbers has the value of a fresh one."""
+    """An `MLP`, always the same; none of its numbers has the value of a fresh one."""
     torch.manual_seed(0)
     model = MLP(*arguments)
     for value in model.state_dict().values():
@@ -38,6 +38,12 @@ def path(tmp_path):
     """Where a good model is saved."""
     save(make_model((7,), "gelu"), tmp_path / "model.pth")
     return tmp_path / "model.pth"
+
+
+def check_loaded(path):
+    """It is that model."""
+    wanted = make_model((7,), "gelu")(PIXELS)
+    assert torch.equal(load_model(path)(PIXELS), wanted)
 
 
 # --- the network
@@ -116,14 +122,12 @@ def test_plain_layers_load_the_file(path):
 
 def test_weights_of_a_wrapped_model_load(path):
     """As `DataParallel` and `torch.compile` put something before their names."""
-    wanted = load_model(path)(PIXELS)
-    save(nn.ModuleDict({"module": make_model((7,), "gelu")}), path)
-    assert torch.equal(load_model(path)(PIXELS), wanted)
+    save(nn.ModuleDict({"module": load_model(path)}), path)
+    check_loaded(path)
 
 
 def test_model_saved_on_a_gpu(path):
     """Every tensor of such a file is tagged with its device; here by hand."""
-    wanted = load_model(path)(PIXELS)
     with zipfile.ZipFile(path) as source:
         contents = {name: source.read(name) for name in source.namelist()}
     with zipfile.ZipFile(path, "w") as target:
@@ -131,7 +135,7 @@ def test_model_saved_on_a_gpu(path):
             tag = b"X\x06\x00\x00\x00cuda:0"
             target.writestr(name, content.replace(b"X\x03\x00\x00\x00cpu", tag))
     assert b"cuda:0" in path.read_bytes()
-    assert torch.equal(load_model(path)(PIXELS), wanted)
+    check_loaded(path)
 
 
 def test_committed_model_is_as_good_as_promised(mnist):
@@ -191,7 +195,6 @@ def test_code_in_a_file_is_not_run(path):
 
 def test_damage_never_changes_the_model_silently(path):
     right = path.read_bytes()
-    wanted = load_model(path)(PIXELS)
     path.write_bytes(right[:6000])
     check_refused(path, "cannot be read")
     check_refused(path.with_name("absent"), "No such file")
@@ -201,7 +204,7 @@ def test_damage_never_changes_the_model_silently(path):
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
         try:
-            assert torch.equal(load_model(path)(PIXELS), wanted)
+            check_loaded(path)
         except ModelError:
             refused += 1
     assert refused > 30
