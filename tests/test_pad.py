@@ -39,8 +39,7 @@ def test_answer_is_what_predict_picture_says(model):
     [(message, [pixels])] = ask(pad, FIVE)
     expected = predict_picture(model, 255 - np.pad(FIVE, MARGIN))
     assert message["sequence"] == 7
-    probabilities = expected.probabilities.tolist()
-    assert message["probabilities"] == pytest.approx(probabilities, abs=1e-6)
+    assert message["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
     assert pixels == expected.pixels.numpy().tobytes()
     assert kept == [], "kept before the stroke has ended"
     ask(pad, FIVE, finished=True)
