@@ -36,7 +36,7 @@ def loopback_only():
 
 
 @pytest.fixture(scope="session")
-def mnist() -> tuple[Digits, Digits]:
+def mnist():
     """The real MNIST; tests that need it are skipped where it is not found."""
     try:
         return load_mnist(download=False)
@@ -79,10 +79,6 @@ TOY_ARCHIVES = {
 }
 
 
-def checksum(content):
-    return hashlib.md5(content).hexdigest()
-
-
 @pytest.fixture
 def toy_mnist(tmp_path, monkeypatch):
     """The `raw` folder of a tiny MNIST, whose checksums count as the right ones."""
@@ -90,9 +86,12 @@ def toy_mnist(tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     for name, content in TOY_FILES.items():
         (raw / name).write_bytes(content)
-        stated = (len(content), checksum(content))
+        stated = (len(content), hashlib.md5(content).hexdigest())
         monkeypatch.setitem(data.RAW_FILES, name, stated)
-    archives = [(name, checksum(content)) for name, content in TOY_ARCHIVES.items()]
+    archives = [
+        (name, hashlib.md5(content).hexdigest())
+        for name, content in TOY_ARCHIVES.items()
+    ]
     monkeypatch.setattr(MNIST, "resources", archives)
     return raw
 
