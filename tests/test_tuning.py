@@ -166,9 +166,15 @@ def test_own_foreign_and_failed_runs_are_rows(project):
     assert list(runs["run"]) == ["trial 1", "mine 3", "mine 2", "trial 0"]
     assert list(runs["accuracy"].dropna()) == [0.5, 0.2, 0.1234]
     assert list(runs["seconds"])[1:3] == [1.2, 2.5]
-    also = "batch_norm=False, dropout=0.25, optimizer=adam, one_cycle=False"
     assert list(runs.loc[2])[3:] == [
-        *(1e-3, 64, 2, (300, 7), f"{also}, weight_decay=0.0, seed=3", 2, 300)
+        1e-3,
+        64,
+        2,
+        (300, 7),
+        "batch_norm=False, dropout=0.25, optimizer=adam, one_cycle=False, "
+        "weight_decay=0.0, seed=3",
+        2,
+        300,
     ]
     assert list(runs.loc[1])[6:] == [(), "", 0, 0]
     assert runs["width"][3] >= 64
