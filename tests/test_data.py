@@ -36,14 +36,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @pytest.fixture
-def numbered() -> Digits:
+def numbered():
     """97 digits whose pixels and label say which one each is."""
     labels = torch.arange(97)
     images = labels.byte().view(97, 1, 1).expand(97, 28, 28)
     return Digits(images, labels, "numbered")
 
 
-def check_pairs(digits: Digits, wanted):
+def check_pairs(digits, wanted):
     """These are the digits `wanted`, and every image still has its own label."""
     assert digits.labels.tolist() == list(wanted)
     assert digits.images[:, 0, 0].tolist() == list(wanted)
