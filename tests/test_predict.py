@@ -11,6 +11,7 @@ from functools import partial
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -588,7 +589,7 @@ def judge(model, picture, label):
 
 
 def measure(model, digits, names, count):
-    """For each kind of picture, the shares of what `judge` says."""
+    """What `judge` says: a row of shares for each kind of picture."""
     table = {}
     for name in names:
         rng = np.random.default_rng(zlib.crc32(name.encode()))  # for each kind another
@@ -597,17 +598,7 @@ def measure(model, digits, names, count):
             picture, label = make_picture(name, digits, rng)
             rows.append(judge(model, picture, label))
         table[name] = np.mean(rows, axis=0)
-    return table
-
-
-def average(table):
-    return np.mean(list(table.values()), axis=0)
-
-
-def print_table(heading, table):
-    print("{:22}{:>14}{:>14}{:>14}".format("kind", *heading))
-    for name, row in [*table.items(), ("mean", average(table))]:
-        print("{:22}{:14.1%}{:14.1%}{:14.1%}".format(name, *row))
+    return pd.DataFrame(table, ["right", "refused", "surely wrong"]).T
 
 
 # --- The tests.
@@ -624,10 +615,10 @@ def model():
 
 def test_digits_of_every_kind_are_right(model, mnist):
     table = measure(model, mnist[1], KINDS, 16)
-    for name, (right, _, _) in table.items():
+    for name, right in table["right"].items():
         least = KINDS[name][-1] - 1.5 / 16  # one or two of so few may be chance
         assert right >= least, f"{name}: {right:.0%} right, {least:.0%} wanted"
-    right, refused, wrong = average(table)
+    right, refused, wrong = table.mean()
     assert right > 0.945
     assert refused < 0.03
     assert wrong < 0.01
@@ -635,9 +626,9 @@ def test_digits_of_every_kind_are_right(model, mnist):
 
 def test_what_is_no_digit_is_refused_or_doubted(model):
     table = measure(model, None, NO_DIGITS, 30)
-    assert table.pop("letter")[2] < 0.15
-    assert table["blank"][0] > 0.96
-    assert average(table)[0] > 0.92
+    assert table["surely wrong"]["letter"] < 0.15
+    assert table["right"]["blank"] > 0.96
+    assert table["right"].drop("letter").mean() > 0.92
 
 
 def test_pictures_take_milliseconds(model, mnist):
@@ -753,7 +744,7 @@ if __name__ == "__main__":
     count = int([*sys.argv, 100][1])
     trained = load_model(PROJECT_ROOT / "model.pth")
     _, test = load_mnist(download=False)
-    headings = ["right", "refused", "surely wrong"]
-    print_table(headings, measure(trained, test, KINDS, count))
-    headings = ["doubted", "refused", "sure"]
-    print_table(headings, measure(trained, test, NO_DIGITS, count))
+    for names in (KINDS, NO_DIGITS):
+        table = measure(trained, test, names, count)
+        table.loc["mean"] = table.mean()
+        print(table.to_string(float_format="{:.1%}".format))
