@@ -91,8 +91,9 @@ def test_digits_stand_in_rows_below_their_captions():
 def test_lines_hold_what_was_given():
     lines = {"slow": [3, 2, 1], "fast": torch.tensor([2.5, 1.5, 0.5])}
     _, (left, right) = plots.make_axes(1, 2)
-    options = {"xscale": "log", "ax": right}
-    figure = plots.plot_lines([1, 10, 100], lines, "T", "rate", "gain", **options)
+    figure = plots.plot_lines(
+        [1, 10, 100], lines, "T", "rate", "gain", ax=right, xscale="log"
+    )
     assert points_of(right.lines[0]) == [(1, 3), (10, 2), (100, 1)]
     assert points_of(right.lines[1]) == [(1, 2.5), (10, 1.5), (100, 0.5)]
     assert legend_of(right) == ["slow", "fast"]
