@@ -110,8 +110,8 @@ def search(seed, count=9):
         return trial.params["learning_rate"]
 
     study.optimize(objective, count)
-    handlers = logging.getLogger("optuna").handlers
-    assert optuna.logging._default_handler not in handlers  # it prints nothing
+    # It prints nothing.
+    assert optuna.logging._default_handler not in logging.getLogger("optuna").handlers
     return study
 
 
