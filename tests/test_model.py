@@ -74,8 +74,10 @@ def test_network_by_hand_and_reloaded(tmp_path, activation, batch_norm):
 
 def test_defaults_and_dropout():
     assert str(MLP()) == str(MLP((256, 128), "relu", False, 0.0))
-    silenced = [nn.Linear(784, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10)]
-    assert str(MLP((8,), dropout=0.3).layers) == str(nn.Sequential(*silenced))
+    silenced = nn.Sequential(
+        nn.Linear(784, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10)
+    )
+    assert str(MLP((8,), dropout=0.3).layers) == str(silenced)
 
 
 def test_works_in_float32_whatever_the_default_is(path):
