@@ -18,7 +18,7 @@ ROOT = data.PROJECT_ROOT
 TEXTS = (ROOT / "README.md").read_text() + (ROOT / "tests/results.md").read_text()
 COMMANDS = set(re.findall(r"`python tests/benchmark\.py ?([^`]*)`", TEXTS))
 FINAL = Config((64,), "gelu", batch_norm=True, hard_fraction=0.5, epochs=12)
-SHORT = ["64, loader usual", "256, loader ours", "fast: "]
+SHORT = ["loader usual", "loader ours", "fast: "]
 EXPECTED = {  # what each command prints, by its options
     "": [*SHORT, "final: mean 100.000% of 1 seeds"],
     "--short": SHORT,
