@@ -5,7 +5,6 @@ import ast
 import json
 import os
 import sys
-import time
 import timeit
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
@@ -157,14 +156,12 @@ def run_recipe(
     device = train.labels.device
     accuracies = []
     for seed in range(seeds):
-        start = time.perf_counter()
         config = replace(config, seed=seed, bfloat16=has_bfloat16(device))
         model = make_model(config)
         if local:
             torch.manual_seed(seed)
             model.layers[0].weight.data = draw_local_weights(config.hidden[0])
-        list(fit(model.to(device), config, train))
-        seconds = time.perf_counter() - start
+        seconds = measure(partial(list, fit(model.to(device), config, train)))
         accuracy = evaluate(model, make_loader(test, 1000)).accuracy
         print(f"  {name}, seed {seed}: {accuracy:.2%}, trained in {seconds:.1f} s")
         accuracies.append(accuracy)
@@ -176,7 +173,7 @@ def time_training(config: Config, train: Digits, barrier) -> float:
     model = make_model(config)
     list(fit(model, replace(config, epochs=1), train))  # what only a first one pays
     barrier.wait(timeout=300)
-    return measure(lambda: list(fit(model, config, train)))
+    return measure(partial(list, fit(model, config, train)))
 
 
 def train_together(count: int, config: Config, train: Digits) -> float:
@@ -236,7 +233,7 @@ def main() -> None:
     else:
         compare_pipelines(on_cpu)
         run_recipe("brief", BRIEF, train, test, chosen.seeds, local=True)
-        seconds = measure(lambda: remove_slant(on_cpu))
+        seconds = measure(partial(remove_slant, on_cpu))
         print(f"making all digits upright: {seconds:.1f} s")
         upright = remove_slant(train)
         run_recipe("fast", FAST, upright, remove_slant(test), chosen.seeds, local=True)
