@@ -184,8 +184,8 @@ def make_loader(
     """
     # Batch norm cannot learn from a single digit: such a last batch is not trained on.
     drop_last = shuffle and len(digits) % batch_size == 1
-    # A whole batch is read (`__getitems__`) and transformed at a time: tens of times
-    # faster than one image after another.
+    # A whole batch is read (`__getitems__`) and transformed at a time: ten times
+    # faster than one image after another, or more.
     return DataLoader(
         digits,
         batch_size,

@@ -8,15 +8,19 @@ import statistics
 import subprocess
 import symtable
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nbclient import NotebookClient
 
-from mnist_helpers import data, training, tuning
+from mnist_helpers import data, plots, training, tuning
 from mnist_helpers.model import MLP, load_model, write_safely
 
 ROOT = data.PROJECT_ROOT
@@ -112,6 +116,21 @@ def test_every_value_that_is_invited_runs_to_the_end(tmp_path, name):
     assert f"{runs} runs" in cells["study-plot"].outputs[0].metadata["image/png"]["alt"]
 
 
+def test_every_run_of_the_study_is_drawn():
+    trial = {"run": "trial 0", "accuracy": 0.98, "learning_rate": 1e-3}
+    trial |= {"batch_size": 256, "epochs": 4, "depth": 2, "width": 64}
+    mine = {"run": "mine 1", "accuracy": 0.1, "learning_rate": 1.0}
+    mine |= {"batch_size": 16, "epochs": 1, "depth": 0, "width": 0}
+    runs = pd.DataFrame([trial, mine])
+    names = {"plots": plots, "study": None, "STUDY": None}
+    names["tuning"] = SimpleNamespace(list_runs=lambda *_: runs)
+    exec(CODE["study-plot"].source, names)
+    for ax in names["figure"].axes:
+        points = ax.transData.transform(ax.collections[0].get_offsets())
+        places = ax.transAxes.inverted().transform(np.ma.filled(points, np.nan))
+        assert ((places > -0.01) & (places < 1.01)).all()
+
+
 def test_any_cell_can_be_run_again(tmp_path):
     cells, first = run_notebook(tmp_path, {}, again=True)
     changing = {"mine", "study", "study-plot", "choice", "checklist"}
@@ -121,12 +140,17 @@ def test_any_cell_can_be_run_again(tmp_path):
     assert load_model(tmp_path / "runs" / "other.pth").layers[0].in_features == 784
 
 
+def give_accuracy(accuracy):
+    """In the place of the module `evaluation`: every network is as accurate."""
+    return SimpleNamespace(evaluate=lambda *_: SimpleNamespace(accuracy=accuracy))
+
+
 @pytest.mark.parametrize(
     ("changes", "written"),
     [
         ({}, "model.pth"),
         ({"final_history": [1]}, "other.pth"),  # stopped after one of two epochs
-        ({"test_accuracy": {"final": 0.1}}, "other.pth"),
+        ({"evaluation": give_accuracy(0.1)}, "other.pth"),
         ({"QUICK": True}, "other.pth"),
         ({"test": SimpleNamespace(name="offline digits")}, "other.pth"),
     ],
@@ -141,10 +165,19 @@ def test_only_a_complete_training_replaces_the_network(tmp_path, changes, writte
         "final": MLP(),
         "final_history": [1, 2],
         "FINAL": training.Config(epochs=2),
-        "test_accuracy": {"final": 0.99},
+        "evaluation": give_accuracy(0.99),
+        "test_loader": [],
     }
     exec(CODE["save"].source, names | changes)
     assert [path.name for path in tmp_path.rglob("*.pth")] == [written]
+
+
+def test_a_final_training_stopped_at_once_is_not_complete():
+    names = defaultdict(MagicMock, final_history=[1, 2])  # of an earlier training
+    names["live"].watch.side_effect = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        exec(CODE["final"].source, {}, names)
+    assert names["final_history"] == []
 
 
 def test_setup_from_another_folder(tmp_path):
