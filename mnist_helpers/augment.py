@@ -5,7 +5,6 @@ import random
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_helpers.data import IMAGE_SIZE, Digits
@@ -44,7 +43,7 @@ def warp_digits(
     weights /= IMAGE_SIZE / 2  # sampling counts from -1 to 1
     places = weights @ _make_fields(images.device)  # [batch, 2, 784]
     # Bilinear would blur: the network would train on softer digits than it reads.
-    warped = F.grid_sample(
+    warped = torch.nn.functional.grid_sample(
         images[:, None] / 255,
         places.mT[:, None],  # as if the image were one long row
         "bicubic",

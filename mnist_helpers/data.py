@@ -86,10 +86,10 @@ def load_mnist(
 ) -> tuple[Digits, Digits]:
     """The 60,000 training and 10,000 test digits, every file checked.
 
-    They are in the folder `find_root(root)`; what is missing there is downloaded.
+    They are in the folder `root`, or else `find_root()`; what is missing is downloaded.
     Raises `DataMissingError` if that fails, `DataError` for a damaged file.
     """
-    root = find_root(root)
+    root = Path(root or find_root()).expanduser()
     if not has_files(root):
         download_mnist(root, download)
     for name, (size, md5) in RAW_FILES.items():
@@ -105,14 +105,12 @@ def load_mnist(
     return Digits(train.data, train.targets), Digits(test.data, test.targets)
 
 
-def find_root(root: str | Path | None = None) -> Path:
+def find_root() -> Path:
     """The folder that holds MNIST, or that it will be downloaded into.
 
-    `root` if given, else the first of the folder that the environment variable
-    `MNIST_ROOT` names and the project's `data/` in which all the files are.
+    The first of the folder that the environment variable `MNIST_ROOT` names and the
+    project's `data/` in which all the files are.
     """
-    if root:
-        return Path(root).expanduser()
     default = PROJECT_ROOT / "data"
     named = Path(os.environ.get("MNIST_ROOT") or default).expanduser()
     if has_files(default) and not has_files(named):
@@ -137,10 +135,9 @@ def download_mnist(root: Path, allowed: bool) -> None:
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # a stalled server is an error
         MNIST(root, download=True)
     except Exception as error:  # a dozen kinds, from the socket to the archive
-        cause = " ".join(str(error).split())
         files = [f"  {name} ({size:,} bytes)" for name, (size, _) in RAW_FILES.items()]
         raise DataMissingError(
-            f"MNIST is not complete in {root / RAW}: {cause}\nCopy these four files "
+            f"MNIST is not complete in {root / RAW}: {error}\nCopy these four files "
             f"there, or their archives from {MNIST.mirrors[0]}:\n" + "\n".join(files)
         ) from None
     finally:

@@ -3,7 +3,6 @@
 import inspect
 import io
 import math
-from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 import pygments.formatters
 import pygments.lexers
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FixedLocator, LogLocator
 from PIL import Image
 from scipy.special import expit, logit
 from torch import Tensor
@@ -164,19 +163,15 @@ def set_accuracy_scale(ax) -> None:
     ticks = ACCURACY_TICKS[first - 1 : last + 1]
     ax.set_yscale("function", functions=(stretch, expit))
     ax.set_ylim(ticks[0], ticks[-1])
-    if len(ticks) > 8:  # no room for all their labels
-        ticks = ticks[::2]
-    ax.set_yticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
+    ax.yaxis.set_major_locator(FixedLocator(ticks, 8))  # no room for more labels
+    ax.yaxis.set_major_formatter(lambda tick, _: f"{100 * tick:g}%")
 
 
-@dataclass
-class RichOutput:
-    """One output in several forms: each viewer shows the best that it can."""
-
-    forms: dict[str, str]  # by MIME type
+class RichOutput(dict):
+    """One output in several forms, by MIME type: a viewer shows the best it can."""
 
     def _repr_mimebundle_(self, **options):
-        return self.forms
+        return self
 
 
 def show_source(*objects) -> RichOutput:

@@ -17,9 +17,7 @@ from pydantic import (
     PositiveInt,
 )
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import Tensor, nn, optim
 from torchvision.transforms import v2
 
 from mnist_helpers.augment import warp_digits
@@ -107,12 +105,12 @@ def make_model(config: Config, device="cpu") -> MLP:
         ).to(device)
 
 
-def make_optimizer(model: MLP, config: Config) -> Optimizer:
+def make_optimizer(model: MLP, config: Config) -> optim.Optimizer:
     """The optimizer of `config`, for the weights of `model`."""
     kind = {
-        "adam": Adam,
-        "adamw": AdamW,
-        "sgd": partial(SGD, momentum=0.9, nesterov=True),
+        "adam": optim.Adam,
+        "adamw": optim.AdamW,
+        "sgd": partial(optim.SGD, momentum=0.9, nesterov=True),
     }[config.optimizer]
     return kind(
         model.parameters(),
@@ -180,7 +178,7 @@ def fit(
     # Up for 15% of the steps, then down to nothing. PyTorch lowers the momentum
     # (Adam's first beta) while the rate is high.
     if config.one_cycle:
-        scheduler = OneCycleLR(
+        scheduler = optim.lr_scheduler.OneCycleLR(
             optimizer,
             config.learning_rate,
             config.epochs * math.ceil(count / config.batch_size),

@@ -7,11 +7,9 @@ from dataclasses import asdict, replace
 import optuna
 import pandas as pd
 import torch
-from optuna.storages import RDBStorage
 from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import Trial, TrialState, create_trial
-from sqlalchemy import URL, make_url
-from sqlalchemy.pool import NullPool
+from sqlalchemy import URL, NullPool, make_url
 
 from mnist_helpers import data, training
 from mnist_helpers.training import Config, Epoch
@@ -59,11 +57,13 @@ def open_study(
     """The study of these digits and fixed hyperparameters, with its trials so far.
 
     `storage` is the URL of a database, None keeps the trials in memory. With a `seed`
-    the tuner draws the same trials again; several workers at once need different ones.
+    a new study draws the same trials again; several workers at once need different
+    ones.
     After six random trials it proposes as Bergstra et al. 2011 do ("Algorithms for
     Hyper-Parameter Optimization"). Raises `StudyError`.
     """
-    optuna.logging.disable_default_handler()  # it prints a line for each trial
+    # Else it prints a line for each trial, and a traceback for one that diverged.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     name = f"{train.name}, {len(train)}, {describe_changes(base, Config())}"
     place = "a URL of this form"
     for pause in (0.5, 0):  # a second time: another worker may be making the tables
@@ -71,8 +71,9 @@ def open_study(
             database = None
             if storage:
                 place = make_url(storage)  # shown without its password
-                database = RDBStorage(storage, {"poolclass": NullPool})
-            return optuna.create_study(
+                pool = {"poolclass": NullPool}
+                database = optuna.storages.RDBStorage(storage, pool)
+            study = optuna.create_study(
                 storage=database,
                 sampler=optuna.samplers.TPESampler(
                     n_startup_trials=6, constant_liar=seed is None, seed=seed
@@ -81,6 +82,9 @@ def open_study(
                 direction="maximize",
                 load_if_exists=True,
             )
+            if study.trials:  # the seed would draw the first of them once more
+                study.sampler.reseed_rng()
+            return study
         except Exception as error:  # a driver's, SQLAlchemy's or Optuna's
             cause = str(error.__cause__ or error).partition("\n")[0]
             time.sleep(pause)
@@ -161,13 +165,14 @@ def main(arguments: list[str] | None = None) -> None:
         digits, _ = data.load_mnist()
         train, validation = data.split_digits(digits.to(device))
         study = open_study(train, BASE, options.storage or find_storage())
-        optuna.logging.enable_default_handler()
-        study.optimize(
-            objective,
-            n_trials=options.trials,
-            catch=training.TrainingError,
-            callbacks=[MaxTrialsCallback(options.trials)],
-        )
+        optuna.logging.set_verbosity(optuna.logging.INFO)
+        if len(study.get_trials(states=[TrialState.COMPLETE])) < options.trials:
+            study.optimize(
+                objective,
+                n_trials=options.trials,
+                catch=training.TrainingError,
+                callbacks=[MaxTrialsCallback(options.trials)],
+            )
     except KeyboardInterrupt:
         parser.exit(1, "Stopped. Start again to go on: only one trial is lost.\n")
     except (ValueError, data.DataError, StudyError) as error:

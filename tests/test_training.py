@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from conftest import make_toy_digits
 from torch import nn
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_helpers import training
 from mnist_helpers.augment import warp_digits
@@ -222,7 +224,7 @@ def test_how_many_digits_an_epoch_shows(toy, size, fraction, shown, batches):
     config = replace(EVERYTHING, hard_fraction=fraction)
     with (
         mock.patch.object(training, "draw_digits", wraps=draw_digits) as draw,
-        mock.patch.object(training, "OneCycleLR", wraps=training.OneCycleLR) as cycle,
+        mock.patch.object(lr_scheduler, "OneCycleLR", wraps=OneCycleLR) as cycle,
     ):
         *_, last = fit(make_model(config), config, toy[:size])
     assert draw.call_args.args[1] == shown
@@ -274,7 +276,7 @@ def test_digits_are_learnt_by_heart(toy):
     [
         (training, "draw_digits"),
         (torch.Tensor, "backward"),
-        (training.OneCycleLR, "step"),
+        (OneCycleLR, "step"),
         (training, "train_epoch"),
         (training, "evaluate"),
     ],

@@ -69,7 +69,7 @@ def open_picture(source) -> Image.Image:
 def _read_image(source):
     if isinstance(source, bytes | bytearray | memoryview):
         source = io.BytesIO(source)
-    if isinstance(source, str | os.PathLike | io.IOBase):
+    if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
         with warnings.catch_warnings():  # about 90 megapixels: scanners do that
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source) as file:

@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.handwriting.picture import normalise_picture, open_picture
 from mnist_helpers.model import ModelError, load_model
-from mnist_helpers.plots import BLUE, ORANGE, make_axes
+from mnist_helpers.plots import BLUE, ORANGE, NotebookFigure, make_axes
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
 
@@ -50,7 +49,7 @@ class Prediction:
         second = f"{digits[1]} with {values[1]:.1%}"
         return f"{self.digit} with {self.confidence:.1%} (second guess: {second})"
 
-    def show(self) -> Figure:
+    def show(self) -> NotebookFigure:
         """The picture, the 28x28 that the model saw, and the ten probabilities."""
         figure, axes = make_axes(1, 3, (8, 2.6), width_ratios=[1, 1, 1.6])
         given, seen, bars = axes
