@@ -128,6 +128,13 @@ def test_a_seed_repeats_the_search():
     assert study.sampler._n_startup_trials == 6  # as the notebook says
 
 
+def test_a_study_that_goes_on_draws_new_trials(project):
+    for _ in range(2):
+        study = open_study(TOY, BASE, find_storage(), seed=0)
+        study.optimize(lambda trial: suggest_config(trial, BASE).learning_rate, 2)
+    assert len({str(trial.params) for trial in study.trials}) == 4
+
+
 def test_digits_number_and_fixed_hyperparameters_make_a_study(project):
     storage = find_storage()
     searched = replace(BASE, hidden=(), learning_rate=1.0, batch_size=2, epochs=9)
@@ -224,7 +231,8 @@ def test_worker_counts_results_and_lives_through_failures(project, score):
     study = open_study(TOY[:22], BASE, find_storage())
     record_run(study, BASE, make_history(0.4))
     score.side_effect = [0.1, TrainingError, 0.3, 0.2]
-    tuning.main(["--trials", "3"])
+    for _ in range(2):  # the second time, there is nothing left to do
+        tuning.main(["--trials", "3"])
     assert [trial.value for trial in study.trials] == [0.4, 0.1, None, 0.3]
     score.side_effect = TrainingError
     tuning.main(["--trials", "5"])
