@@ -593,28 +593,19 @@ def measure(model, digits, names, count):
     table = {}
     for name in names:
         rng = np.random.default_rng(zlib.crc32(name.encode()))  # for each kind another
-        rows = []
-        for _ in range(count):
-            picture, label = make_picture(name, digits, rng)
-            rows.append(judge(model, picture, label))
+        rows = [judge(model, *make_picture(name, digits, rng)) for _ in range(count)]
         table[name] = np.mean(rows, axis=0)
     return pd.DataFrame(table, ["right", "refused", "surely wrong"]).T
+
+
+TRAINED = load_model(PROJECT_ROOT / "model.pth")  # what the notebook left
 
 
 # --- The tests.
 
 
-@pytest.fixture(scope="module")
-def model():
-    """The trained model that the notebook left."""
-    path = PROJECT_ROOT / "model.pth"
-    if not path.exists():
-        pytest.skip("there is no model.pth yet: run the notebook")
-    return load_model(path)
-
-
-def test_digits_of_every_kind_are_right(model, mnist):
-    table = measure(model, mnist[1], KINDS, 16)
+def test_digits_of_every_kind_are_right(mnist):
+    table = measure(TRAINED, mnist[1], KINDS, 16)
     for name, right in table["right"].items():
         least = KINDS[name][-1] - 1.5 / 16  # one or two of so few may be chance
         assert right >= least, f"{name}: {right:.0%} right, {least:.0%} wanted"
@@ -624,21 +615,21 @@ def test_digits_of_every_kind_are_right(model, mnist):
     assert wrong < 0.01
 
 
-def test_what_is_no_digit_is_refused_or_doubted(model):
-    table = measure(model, None, NO_DIGITS, 30)
+def test_what_is_no_digit_is_refused_or_doubted():
+    table = measure(TRAINED, None, NO_DIGITS, 30)
     assert table["surely wrong"]["letter"] < 0.15
     assert table["right"]["blank"] > 0.96
     assert table["right"].drop("letter").mean() > 0.92
 
 
-def test_pictures_take_milliseconds(model, mnist):
+def test_pictures_take_milliseconds(mnist):
     """15 or so on two idle cores, and 100 for a photograph of twelve megapixels."""
     ink = mnist[1].images[0].numpy() / 255
     page = on_paper(ink, np.random.default_rng(1))
     large = as_file(np.kron(page, np.ones((30, 30))))
     for picture, most in ((large, 1), (to_bytes(page), 0.15)):
         start = time.process_time()
-        assert predict_picture(model, picture).digit == mnist[1].labels[0]
+        assert predict_picture(TRAINED, picture).digit == mnist[1].labels[0]
         assert time.process_time() - start < most  # seconds, on busy cores
 
 
@@ -742,9 +733,8 @@ def test_names_that_the_console_cannot_show_stop_nothing(files, monkeypatch):
 
 if __name__ == "__main__":
     count = int([*sys.argv, 100][1])
-    trained = load_model(PROJECT_ROOT / "model.pth")
     _, test = load_mnist(download=False)
     for names in (KINDS, NO_DIGITS):
-        table = measure(trained, test, names, count)
+        table = measure(TRAINED, test, names, count)
         table.loc["mean"] = table.mean()
         print(table.to_string(float_format="{:.1%}".format))
