@@ -682,8 +682,7 @@ def test_prediction_shows_itself():
     given, seen, bars = prediction.show().axes
     assert given.images[0].get_array().shape == (60, 40, 3)
     np.testing.assert_array_equal(seen.images[0].get_array(), prediction.pixels)
-    heights = [bar.get_height() for bar in bars.patches]
-    np.testing.assert_allclose(heights, prediction.probabilities)
+    np.testing.assert_allclose(bars.containers[0].datavalues, prediction.probabilities)
     colours = [bar.get_facecolor() for bar in bars.patches]
     assert colours.count(colours[4]) == 1
     _, metadata = prediction._repr_png_()

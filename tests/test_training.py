@@ -6,11 +6,8 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import make_toy_digits
 from torch import nn
-from torch.optim import lr_scheduler
-from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_helpers import training
 from mnist_helpers.augment import warp_digits
@@ -222,13 +219,11 @@ def test_one_cycle(toy):
 )
 def test_how_many_digits_an_epoch_shows(toy, size, fraction, shown, batches):
     config = replace(EVERYTHING, hard_fraction=fraction)
-    with (
-        mock.patch.object(training, "draw_digits", wraps=draw_digits) as draw,
-        mock.patch.object(lr_scheduler, "OneCycleLR", wraps=OneCycleLR) as cycle,
-    ):
+    with mock.patch.object(training, "train_epoch", wraps=train_epoch) as train_it:
         *_, last = fit(make_model(config), config, toy[:size])
-    assert draw.call_args.args[1] == shown
-    assert cycle.call_args.args[2] == 3 * batches
+    _, loader, _, _, scheduler, _ = train_it.call_args.args
+    assert len(loader.dataset) == shown
+    assert scheduler.total_steps == 3 * batches
     assert math.isnan(last.validation_loss)
     assert math.isnan(last.validation_accuracy)
 
@@ -276,7 +271,7 @@ def test_digits_are_learnt_by_heart(toy):
     [
         (training, "draw_digits"),
         (torch.Tensor, "backward"),
-        (OneCycleLR, "step"),
+        (torch.optim.lr_scheduler.OneCycleLR, "step"),
         (training, "train_epoch"),
         (training, "evaluate"),
     ],
@@ -325,18 +320,18 @@ def test_what_is_no_number_stops_training(toy, rate, change):
 def install_card(monkeypatch):
     """Pretend that there is a card."""
     # Only the first who asks hears of it: PyTorch itself must not believe it.
-    available = mock.Mock(side_effect=[True] + [False] * 99)
-    monkeypatch.setattr(torch.accelerator, "is_available", available)
-    current = mock.Mock(side_effect=[torch.device("cpu:0")] + [None] * 99)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    answers = {"is_available": True, "current_accelerator": torch.device("cpu:0")}
+    for name, answer in answers.items():
+        answer_once = mock.Mock(side_effect=[answer] + [None] * 99)
+        monkeypatch.setattr(torch.accelerator, name, answer_once)
 
 
-@pytest.mark.parametrize("announced", [True, False])
-def test_bfloat16_where_the_processor_announces_it(monkeypatch, announced):
-    tell = {"avx512_bf16": announced, "amx_bf16": True}.copy
-    monkeypatch.setattr(torch.cpu, "get_capabilities", tell, raising=False)
-    assert has_bfloat16(torch.device("cpu")) == announced
-    assert not has_bfloat16(torch.device("meta"))
+def test_bfloat16_where_the_processor_announces_it(monkeypatch):
+    for announced in (True, False):
+        tell = {"avx512_bf16": announced, "amx_bf16": True}.copy
+        monkeypatch.setattr(torch.cpu, "get_capabilities", tell, raising=False)
+        assert has_bfloat16(torch.device("cpu")) == announced
+        assert not has_bfloat16(torch.device("meta"))
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # older PyTorch
     assert not has_bfloat16(torch.device("cpu"))
 
@@ -356,9 +351,9 @@ def test_card_that_works_is_chosen(monkeypatch):
     ("owner", "name"),
     [
         (torch.Tensor, "backward"),
-        (F, "dropout"),
-        (F, "batch_norm"),
-        (F, "grid_sample"),
+        (nn.functional, "dropout"),
+        (nn.functional, "batch_norm"),
+        (nn.functional, "grid_sample"),
         (torch, "multinomial"),
     ],
 )
