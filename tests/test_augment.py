@@ -60,8 +60,7 @@ def test_elastic_part(monkeypatch):
 
 
 def test_defaults_and_random_numbers(toy):
-    deviations = [getattr(augment, name) for name in DEVIATIONS]
-    assert deviations == [12, 0.12, 0.2, 2, 2]
+    assert [getattr(augment, name) for name in DEVIATIONS] == [12, 0.12, 0.2, 2, 2]
     generator = seed(5)
     warped = warp_digits(toy.images, generator=generator)
     assert not torch.equal(warp_digits(toy.images, 1.0, generator), warped)

@@ -14,7 +14,6 @@ SETTINGS = {
     "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
 }
 SHOW = f"import os; print(*map(os.environ.get, {[*SETTINGS]}))"
-ERRORS = ["ImportError", "OSError", "ValueError", "AttributeError", "RuntimeError"]
 
 
 def import_package(folder, torch="", torchvision=""):
@@ -39,7 +38,10 @@ def test_settings_come_before_torch_and_spare_the_users(tmp_path, monkeypatch, c
     assert found == [*(SETTINGS | {chosen: "mine"}).values()]
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    "error",
+    ["ImportError", "OSError", "ValueError", "AttributeError", "RuntimeError"],
+)
 def test_failing_import_says_what_mends_it(tmp_path, error):
     result = import_package(tmp_path, torchvision=f"raise {error}('reason')")
     cure = f'-r "{PROJECT_ROOT / "requirements.txt"}"'

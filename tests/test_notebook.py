@@ -117,13 +117,23 @@ def test_every_value_that_is_invited_runs_to_the_end(tmp_path, name):
 
 
 def test_every_run_of_the_study_is_drawn():
-    trial = {"run": "trial 0", "accuracy": 0.98, "learning_rate": 1e-3}
-    trial |= {"batch_size": 256, "epochs": 4, "depth": 2, "width": 64}
-    mine = {"run": "mine 1", "accuracy": 0.1, "learning_rate": 1.0}
-    mine |= {"batch_size": 16, "epochs": 1, "depth": 0, "width": 0}
-    runs = pd.DataFrame([trial, mine])
-    names = {"plots": plots, "study": None, "STUDY": None}
-    names["tuning"] = SimpleNamespace(list_runs=lambda *_: runs)
+    runs = pd.DataFrame(
+        {
+            "run": ["trial 0", "mine 1"],
+            "accuracy": [0.98, 0.1],
+            "learning_rate": [1e-3, 1.0],
+            "batch_size": [256, 16],
+            "epochs": [4, 1],
+            "depth": [2, 0],
+            "width": [64, 0],
+        }
+    )
+    names = {
+        "plots": plots,
+        "study": None,
+        "STUDY": None,
+        "tuning": SimpleNamespace(list_runs=lambda *_: runs),
+    }
     exec(CODE["study-plot"].source, names)
     for ax in names["figure"].axes:
         points = ax.transData.transform(ax.collections[0].get_offsets())
@@ -204,15 +214,25 @@ def test_setup_from_another_folder(tmp_path):
 )
 def test_final_network_follows_the_studys_choice(chosen, wanted):
     """Batches grow by `GROWTH`, the learning rate by its root."""
-    names = {"chosen": chosen, "steps": {"": chosen}, "WIDE": 1024, "LONG": {}}
-    names |= {"GROWTH": 4, "replace": replace}
+    names = {
+        "chosen": chosen,
+        "steps": {"": chosen},
+        "WIDE": 1024,
+        "LONG": {},
+        "GROWTH": 4,
+        "replace": replace,
+    }
     exec(CODE["final"].source.split("rows = []")[0], names)
     assert names["FINAL"] == wanted
 
 
 def test_command_searches_the_study_of_the_notebook():
-    names = {"training": training, "replace": replace}
-    names |= {"QUICK": False, "device": torch.device("cpu")}
+    names = {
+        "training": training,
+        "replace": replace,
+        "QUICK": False,
+        "device": torch.device("cpu"),
+    }
     exec(CODE["hyper"].source + "\n" + CODE["hyper-study"].source, names)
     assert tuning.describe_changes(names["STUDY"], tuning.BASE) == ""
 

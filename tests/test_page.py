@@ -50,19 +50,21 @@ def test_sheet_is_cut_out_of_its_table(table, degrees):
 
 
 SQUARE = fill((40, 160, 40, 160))
-SHEETS = [  # what is lighter than its table, the table, whether it is a sheet of paper
-    (fill((40, 102, 40, 102)), 0.5, False),  # less than a tenth of the picture
-    (fill((40, 103, 40, 103)), 0.5, True),
-    (fill((5, 195, 5, 195)), 0.5, False),  # hardly any table
-    (fill((0, 120, 0, 120)), 0.5, False),  # two sides are the picture's: a shadow
-    (SQUARE, 0.8, False),  # hardly lighter
-    (SQUARE & ~fill((73, 127, 73, 127)), 0.5, False),  # a frame
-    (SQUARE & ~fill((74, 126, 74, 126)), 0.5, True),
-    (np.hypot(X, Y) < 70, 0.5, False),
-]
 
 
-@pytest.mark.parametrize(("mask", "table", "is_sheet"), SHEETS)
+@pytest.mark.parametrize(
+    ("mask", "table", "is_sheet"),
+    [  # what is lighter than its table, the table, whether it is a sheet of paper
+        (fill((40, 102, 40, 102)), 0.5, False),  # less than a tenth of the picture
+        (fill((40, 103, 40, 103)), 0.5, True),
+        (fill((5, 195, 5, 195)), 0.5, False),  # hardly any table
+        (fill((0, 120, 0, 120)), 0.5, False),  # two sides are the picture's: a shadow
+        (SQUARE, 0.8, False),  # hardly lighter
+        (SQUARE & ~fill((73, 127, 73, 127)), 0.5, False),  # a frame
+        (SQUARE & ~fill((74, 126, 74, 126)), 0.5, True),
+        (np.hypot(X, Y) < 70, 0.5, False),
+    ],
+)
 def test_what_counts_as_a_sheet(mask, table, is_sheet):
     assert bool(list(find_sheets(paint(mask, 0.9, table)))) == is_sheet
 
@@ -83,15 +85,15 @@ def test_what_is_wider_than_a_third_of_the_page_is_paper():
     assert find_ink(page)[100, 100] == pytest.approx(0.1, abs=0.02)
 
 
-FRAMES = [  # the end of a frame, the height of what is inside, whether it is printed
-    (54, 10, False),
-    (55, 10, True),  # a quarter of the page
-    (138, 4, False),
-    (138, 5, True),  # 3% of the frame
-]
-
-
-@pytest.mark.parametrize(("end", "height", "is_printed"), FRAMES)
+@pytest.mark.parametrize(
+    ("end", "height", "is_printed"),
+    [  # the end of a frame, the height of what is inside, whether it is printed
+        (54, 10, False),
+        (55, 10, True),  # a quarter of the page
+        (138, 4, False),
+        (138, 5, True),  # 3% of the frame
+    ],
+)
 def test_printed_frame_goes_with_all_outside(end, height, is_printed):
     frame = fill((5, end, 5, end)) & ~fill((8, end - 3, 8, end - 3))
     inside = fill((20, 20 + height, 20, 30))
@@ -107,25 +109,27 @@ def test_loop_is_no_frame():
 
 STEM = (40, 140, 132, 140)
 LINE = (150, 153, 0, SIDE)
-LINES = [  # whether it stays, a digit, the boxes of a line
-    (False, DIGIT, [(150, 160, 0, SIDE)]),
-    (True, DIGIT, [(150, 161, 0, SIDE)]),  # too thick
-    (False, DIGIT, [(150, 153, 8, SIDE)]),
-    (True, DIGIT, [(150, 153, 9, SIDE)]),  # from no border
-    (True, DIGIT, [(150, 153, 0, 97), (150, 153, 103, SIDE)]),
-    (False, DIGIT, [(150, 152, 0, 120), (161, 163, 120, SIDE)]),
-    (True, DIGIT, [(150, 152, 0, 120), (162, 164, 120, SIDE)]),  # too tilted
-    (False, STEM, [(40, 43, 0, SIDE), (40, 45, 60, 140)]),
-    (True, STEM, [(40, 43, 0, SIDE), (40, 46, 60, 140)]),  # the bar of a 7 on a line
-    (True, (40, 100, 14, 74), [LINE]),  # the digit fills the page
-    (False, (40, 100, 15, 75), [LINE]),
-    (False, (40, 100, 125, 185), [LINE]),
-    (True, (40, 100, 126, 186), [LINE]),
-    (True, (3, 195, 180, 195), [(3, 8, 0, SIDE)]),
-]
 
 
-@pytest.mark.parametrize(("stays", "digit", "line"), LINES)
+@pytest.mark.parametrize(
+    ("stays", "digit", "line"),
+    [  # whether it stays, a digit, the boxes of a line
+        (False, DIGIT, [(150, 160, 0, SIDE)]),
+        (True, DIGIT, [(150, 161, 0, SIDE)]),  # too thick
+        (False, DIGIT, [(150, 153, 8, SIDE)]),
+        (True, DIGIT, [(150, 153, 9, SIDE)]),  # from no border
+        (True, DIGIT, [(150, 153, 0, 97), (150, 153, 103, SIDE)]),
+        (False, DIGIT, [(150, 152, 0, 120), (161, 163, 120, SIDE)]),
+        (True, DIGIT, [(150, 152, 0, 120), (162, 164, 120, SIDE)]),  # too tilted
+        (False, STEM, [(40, 43, 0, SIDE), (40, 45, 60, 140)]),
+        (True, STEM, [(40, 43, 0, SIDE), (40, 46, 60, 140)]),  # the bar of a 7
+        (True, (40, 100, 14, 74), [LINE]),  # the digit fills the page
+        (False, (40, 100, 15, 75), [LINE]),
+        (False, (40, 100, 125, 185), [LINE]),
+        (True, (40, 100, 126, 186), [LINE]),
+        (True, (3, 195, 180, 195), [(3, 8, 0, SIDE)]),
+    ],
+)
 def test_line_is_printed_from_border_to_border_thin_and_nearly_straight(
     stays, digit, line
 ):
@@ -140,22 +144,6 @@ def test_line_is_printed_from_border_to_border_thin_and_nearly_straight(
 BAR = (80, 84, 100, 120)
 BAND = (0, 12, 0, SIDE)
 CUT = (70, 130, 130, SIDE)
-OTHERS = [  # a digit, what else is dark, whether it is kept
-    (DIGIT, (20, 32, 30, 42), False),
-    (DIGIT, (20, 33, 30, 43), True),  # 5% of the digit
-    (DIGIT, (0, 66, 30, 40), False),
-    (DIGIT, (0, 67, 30, 40), True),  # 25% of it, at the rim
-    (DIGIT, (7, 47, 30, 40), False),
-    (DIGIT, (8, 48, 30, 40), True),  # beyond the rim
-    (BAR, (0, 28, 30, 40), False),
-    (BAR, (0, 29, 30, 40), True),  # a third of its edge at the rim, else a shadow
-    ((70, 76, 100, 104), BAND, True),
-    ((70, 77, 100, 104), BAND, False),  # a shadow, if there is more
-    ((70, 130, 85, 100), CUT, True),
-    ((70, 130, 84, 100), CUT, False),  # a neighbour, if there is more
-    ((30, 80, 70, 130), (90, 150, 0, 87), False),
-    ((30, 80, 70, 130), (90, 150, 0, 88), True),  # below the digit
-]
 
 
 def is_kept(digit, other, pen=0.3, light=1):
@@ -166,7 +154,25 @@ def is_kept(digit, other, pen=0.3, light=1):
     return abs(size).max() > 2
 
 
-@pytest.mark.parametrize(("digit", "other", "kept"), OTHERS)
+@pytest.mark.parametrize(
+    ("digit", "other", "kept"),
+    [  # a digit, what else is dark, whether it is kept
+        (DIGIT, (20, 32, 30, 42), False),
+        (DIGIT, (20, 33, 30, 43), True),  # 5% of the digit
+        (DIGIT, (0, 66, 30, 40), False),
+        (DIGIT, (0, 67, 30, 40), True),  # 25% of it, at the rim
+        (DIGIT, (7, 47, 30, 40), False),
+        (DIGIT, (8, 48, 30, 40), True),  # beyond the rim
+        (BAR, (0, 28, 30, 40), False),
+        (BAR, (0, 29, 30, 40), True),  # a third of its edge at the rim, else a shadow
+        ((70, 76, 100, 104), BAND, True),
+        ((70, 77, 100, 104), BAND, False),  # a shadow, if there is more
+        ((70, 130, 85, 100), CUT, True),
+        ((70, 130, 84, 100), CUT, False),  # a neighbour, if there is more
+        ((30, 80, 70, 130), (90, 150, 0, 87), False),
+        ((30, 80, 70, 130), (90, 150, 0, 88), True),  # below the digit
+    ],
+)
 def test_only_the_digit_is_kept(digit, other, kept):
     assert is_kept(digit, other) == kept
 
@@ -180,29 +186,31 @@ def test_faint_ink_at_the_border_is_a_shadow_in_uneven_light():
 
 GRAIN = np.random.default_rng(0).normal(0, 0.05, (SIDE, SIDE))
 LIGHTER = fill((130, 160, 80, 120))  # a part of the digit
-READ = [  # a page, the height of what is read
-    (paint(MASK) - 0.6 * 0.43 * LIGHTER, 60),
-    (paint(MASK) - 0.6 * 0.44 * LIGHTER, 90),
-    (paint(MASK, 0.872), 60),
-    (paint(MASK, 0.8) + GRAIN, 60),
-    (paint(fill((50, 52, 50, 52))), 2),
-]
 
 
-@pytest.mark.parametrize(("page", "height"), READ)
+@pytest.mark.parametrize(
+    ("page", "height"),
+    [  # a page, the height of what is read
+        (paint(MASK) - 0.6 * 0.43 * LIGHTER, 60),
+        (paint(MASK) - 0.6 * 0.44 * LIGHTER, 90),
+        (paint(MASK, 0.872), 60),
+        (paint(MASK, 0.8) + GRAIN, 60),
+        (paint(fill((50, 52, 50, 52))), 2),
+    ],
+)
 def test_faint_and_small_ink_is_read(page, height):
     assert len(find_strokes(page)) == pytest.approx(height, abs=2)
 
 
-REFUSED = [  # a page, why nothing is read
-    (0.0 * X, "nothing"),
-    (paint(MASK, 0.874), "nothing"),
-    (paint(MASK, 0.81) + GRAIN, "nothing"),
-    (paint(fill(BAND, (70, 76, 100, 104)), 0.6) * SHADE[:, None], "only shadows"),
-]
-
-
-@pytest.mark.parametrize(("page", "reason"), REFUSED)
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [  # a page, why nothing is read
+        (0.0 * X, "nothing"),
+        (paint(MASK, 0.874), "nothing"),
+        (paint(MASK, 0.81) + GRAIN, "nothing"),
+        (paint(fill(BAND, (70, 76, 100, 104)), 0.6) * SHADE[:, None], "only shadows"),
+    ],
+)
 def test_blank_page_is_refused(page, reason):
     with pytest.raises(PictureError, match=reason):
         find_strokes(page)

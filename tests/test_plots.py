@@ -40,7 +40,7 @@ def read_ticks(axis):
 
 
 def points_of(line):
-    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    return line.get_xydata().tolist()
 
 
 def legend_of(ax):
@@ -94,8 +94,8 @@ def test_lines_hold_what_was_given():
     figure = plots.plot_lines(
         [1, 10, 100], lines, "T", "rate", "gain", ax=right, xscale="log"
     )
-    assert points_of(right.lines[0]) == [(1, 3), (10, 2), (100, 1)]
-    assert points_of(right.lines[1]) == [(1, 2.5), (10, 1.5), (100, 0.5)]
+    assert points_of(right.lines[0]) == [[1, 3], [10, 2], [100, 1]]
+    assert points_of(right.lines[1]) == [[1, 2.5], [10, 1.5], [100, 0.5]]
     assert legend_of(right) == ["slow", "fast"]
     assert right.lines[0].get_color() == "#0072B2"
     assert right.lines[0].get_marker() == "o"
@@ -164,23 +164,24 @@ def test_a_tenth_of_the_mistakes_is_one_step_up():
 def test_history_shows_losses_and_accuracies(count):
     left, right = plots.plot_history(HISTORY[:count], 2, "T").axes
     training, validation = left.lines
-    assert points_of(training) == [(1, 2.0), (2, 0.4)][:count]
-    assert points_of(validation) == [(1, 1.0), (2, 0.3)][:count]
-    assert points_of(right.lines[0]) == [(1, 0.9), (2, 0.96)][:count]
+    assert points_of(training) == [[1, 2.0], [2, 0.4]][:count]
+    assert points_of(validation) == [[1, 1.0], [2, 0.3]][:count]
+    assert points_of(right.lines[0]) == [[1, 0.9], [2, 0.96]][:count]
     assert legend_of(left) == ["training", "validation"]
     assert left.get_yscale() == "log"
     assert all(label.endswith("%") for label in read_ticks(right.yaxis))
     for ax in (left, right):
         assert read_ticks(ax.xaxis) == ["0", "1", "2"]
         assert ax.get_xlim()[1] > 2  # the last point is whole
-    described = "T; epoch; mean loss (nats); epoch; validation accuracy"
-    assert left.figure._repr_png_()[1]["alt"] == described
+    assert left.figure._repr_png_()[1]["alt"] == (
+        "T; epoch; mean loss (nats); epoch; validation accuracy"
+    )
 
 
 def test_history_without_validation_digits():
     figure = plots.plot_history([Epoch(1, 0.5, NAN, NAN)], 30, "a long reason " * 12)
     (ax,) = figure.axes
-    assert points_of(ax.lines[0]) == [(1, 0.5)]
+    assert points_of(ax.lines[0]) == [[1, 0.5]]
     figure.draw_without_rendering()
     assert figure._suptitle.get_window_extent().width < 900  # the title is wrapped
 
