@@ -82,7 +82,7 @@ TOY_ARCHIVES = {
 @pytest.fixture
 def toy_mnist(tmp_path, monkeypatch):
     """The `raw` folder of a tiny MNIST, whose checksums count as the right ones."""
-    raw = tmp_path / "MNIST" / "raw"
+    raw = tmp_path / data.RAW
     raw.mkdir(parents=True)
     for name, content in TOY_FILES.items():
         (raw / name).write_bytes(content)

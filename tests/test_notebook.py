@@ -147,7 +147,7 @@ def test_any_cell_can_be_run_again(tmp_path):
     for name, cell in cells.items():
         assert list_texts(cell) == first[name] or name in changing, name
     assert not (tmp_path / "model.pth").exists()  # stand-in digits, and quick
-    assert load_model(tmp_path / "runs" / "other.pth").layers[0].in_features == 784
+    assert load_model(tmp_path / "runs/other.pth").layers[0].in_features == 784
 
 
 def give_accuracy(accuracy):

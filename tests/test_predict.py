@@ -390,7 +390,7 @@ def lay(sheet, table, shift, degrees=0):
     """A sheet of paper on a table, both as pages."""
     there, sheet = (
         turn(place(layer, table.shape, 1, shift), degrees)
-        for layer in (np.ones(sheet.shape), sheet)
+        for layer in (np.ones_like(sheet), sheet)
     )
     return np.where(there > 0.99, sheet, table)
 
@@ -489,7 +489,7 @@ FONTS = [
     "cmmi10",
     "cmtt10",
 ]
-UNLIKE_DIGITS = list("ACEFHKMNPRTUWXYadefhkmnprtuwxy")  # I, l, O, S and Z are twins
+UNLIKE_DIGITS = "ACEFHKMNPRTUWXYadefhkmnprtuwxy"  # I, l, O, S and Z are twins
 
 
 def write(text, rng):
@@ -503,11 +503,11 @@ def write(text, rng):
 
 
 def letter(rng):
-    return write(rng.choice(UNLIKE_DIGITS), rng)
+    return write(rng.choice(list(UNLIKE_DIGITS)), rng)
 
 
 def word(rng):
-    letters = [*UNLIKE_DIGITS, *"bcgijloqsvzBDGIJLOQSVZ"]
+    letters = list(UNLIKE_DIGITS + "bcgijloqsvzBDGIJLOQSVZ")
     return write("".join(rng.choice(letters, rng.integers(2, 7))), rng)
 
 
@@ -661,9 +661,8 @@ def test_probabilities_are_the_mean_softmax_of_warped_views():
 
 
 def test_images_go_to_where_the_model_is():
-    model = nn.Linear(784, 10, device="meta")
     with pytest.raises(NotImplementedError, match="meta"):  # nothing comes back
-        predict_picture(model, STROKE)
+        predict_picture(nn.Linear(784, 10, device="meta"), STROKE)
 
 
 def test_digit_comes_from_the_picture_and_doubt_from_the_views():
@@ -692,10 +691,10 @@ def files(tmp_path, monkeypatch):
     """A folder with pictures, where the model at hand is sure of a 4."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(predict, "PROJECT_ROOT", tmp_path)
-    model = MLP(())
-    model.layers[0].weight.data.zero_()
-    model.layers[0].bias.data = torch.tensor(FOUR).log()
-    torch.save(model.state_dict(), "model.pth")
+    weights = MLP(()).state_dict()
+    weights["layers.0.weight"].zero_()
+    weights["layers.0.bias"] = torch.tensor(FOUR).log()
+    torch.save(weights, "model.pth")
     for name, page in (("good", STROKE), ("四", STROKE), ("blank", 0 * STROKE)):
         Image.fromarray(page).save(f"{name}.png")
 

@@ -209,23 +209,20 @@ def test_one_cycle(toy):
     assert rates[19] < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("size", "fraction", "shown", "batches"),
-    [
+def test_how_many_digits_an_epoch_shows(toy):
+    for size, fraction, shown, batches in (
         (65, 1.0, 64, 2),  # a last batch of one is left out
         (66, 1.0, 66, 3),
         (4, 0.5, 2, 1),
-    ],
-)
-def test_how_many_digits_an_epoch_shows(toy, size, fraction, shown, batches):
-    config = replace(EVERYTHING, hard_fraction=fraction)
-    with mock.patch.object(training, "train_epoch", wraps=train_epoch) as train_it:
-        *_, last = fit(make_model(config), config, toy[:size])
-    _, loader, _, _, scheduler, _ = train_it.call_args.args
-    assert len(loader.dataset) == shown
-    assert scheduler.total_steps == 3 * batches
-    assert math.isnan(last.validation_loss)
-    assert math.isnan(last.validation_accuracy)
+    ):
+        config = replace(EVERYTHING, hard_fraction=fraction)
+        with mock.patch.object(training, "train_epoch", wraps=train_epoch) as train_it:
+            *_, last = fit(make_model(config), config, toy[:size])
+        _, loader, _, _, scheduler, _ = train_it.call_args.args
+        assert len(loader.dataset) == shown
+        assert scheduler.total_steps == 3 * batches
+        assert math.isnan(last.validation_loss)
+        assert math.isnan(last.validation_accuracy)
 
 
 def test_too_few_digits_are_refused(toy):
@@ -233,26 +230,23 @@ def test_too_few_digits_are_refused(toy):
         next(fit(make_model(TINY), TINY, toy[:1]))
 
 
-@pytest.mark.parametrize(
-    ("losses", "share"),
-    [
-        ((100.0, 2.5, 2.5), 0.5),  # as 5 to 2.5: mislabelled digits do not take over
-        ((0.0, 0.04, 0.04), 0.2),  # as 0.02 to 0.04: easy ones come back
-    ],
-)
-def test_hard_digits_are_drawn_more_often(losses, share):
+def test_hard_digits_are_drawn_more_often():
     torch.manual_seed(0)
-    drawn = torch.cat([draw_digits(torch.tensor(losses), 1) for _ in range(4000)])
-    assert (drawn == 0).double().mean().item() == pytest.approx(share, abs=0.03)
+    for losses, share in (
+        ([100.0, 2.5, 2.5], 0.5),  # as 5 to 2.5: mislabelled digits do not take over
+        ([0.0, 0.04, 0.04], 0.2),  # as 0.02 to 0.04: easy ones come back
+    ):
+        drawn = torch.cat([draw_digits(torch.tensor(losses), 1) for _ in range(4000)])
+        assert (drawn == 0).double().mean().item() == pytest.approx(share, abs=0.03)
 
 
-@pytest.mark.parametrize("count", [300, 1000])
-def test_digits_come_in_random_order(count):
+def test_digits_come_in_random_order():
     torch.manual_seed(0)
-    drawn = draw_digits(torch.tensor([2.0] * 500 + [0.02] * 500), count)
-    assert drawn.unique().numel() == count
-    hard = (drawn < 500).nonzero().double()
-    assert hard.mean().item() == pytest.approx(count / 2, abs=count / 20)
+    for count in (300, 1000):
+        drawn = draw_digits(torch.tensor([2.0] * 500 + [0.02] * 500), count)
+        assert drawn.unique().numel() == count
+        hard = (drawn < 500).nonzero().double()
+        assert hard.mean().item() == pytest.approx(count / 2, abs=count / 20)
 
 
 def test_digits_are_learnt_by_heart(toy):

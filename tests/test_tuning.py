@@ -149,7 +149,7 @@ def test_digits_number_and_fixed_hyperparameters_make_a_study(project):
     fixed = "batch_norm=True, optimizer=adamw, one_cycle=True, weight_decay=0.2"
     assert names[:2] == [f"toy digits, 24, {fixed}"] * 2
     assert len(set(names)) == len(optuna.get_all_study_names(storage)) == 4
-    assert (project / "runs" / "study.db").exists()
+    assert (project / "runs/study.db").exists()
 
 
 def test_own_foreign_and_failed_runs_are_rows(project):
@@ -199,7 +199,7 @@ def test_folder_that_cannot_be_written(project):
 
 def test_locked_file_is_named_soon(project):
     storage = find_storage()
-    file = project / "runs" / "study.db"
+    file = project / "runs/study.db"
     start = time.monotonic()
     with sqlite3.connect(file, isolation_level=None) as door:
         door.execute("BEGIN EXCLUSIVE")
@@ -210,20 +210,17 @@ def test_locked_file_is_named_soon(project):
     assert open_study(TOY, BASE, storage).trials == []
 
 
-@pytest.mark.parametrize(
-    ("storage", "words"),
-    [
+def test_storage_that_cannot_be_opened_gets_one_line(project, capsys):
+    for storage, words in (
         ("nonsense:secret@host", "this form"),
         ("sqlite:////nowhere/study.db", "/nowhere/study.db: unable to open"),
         ("postgresql+psycopg://me:se/c:secret@127.0.0.1:1/db", "me:***@127.0.0.1:1/db"),
-    ],
-)
-def test_storage_that_cannot_be_opened_gets_one_line(project, storage, words, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        tuning.main(["--storage", storage])
-    *_, line = capsys.readouterr().err.splitlines()
-    assert words in line
-    assert "secret" not in line
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            tuning.main(["--storage", storage])
+        *_, line = capsys.readouterr().err.splitlines()
+        assert words in line
+        assert "secret" not in line
 
 
 def test_worker_counts_results_and_lives_through_failures(project, score):
