@@ -38,17 +38,18 @@ def test_settings_come_before_torch_and_spare_the_users(tmp_path, monkeypatch, c
     assert found == [*(SETTINGS | {chosen: "mine"}).values()]
 
 
-@pytest.mark.parametrize(
-    "error",
-    ["ImportError", "OSError", "ValueError", "AttributeError", "RuntimeError"],
-)
-def test_failing_import_says_what_mends_it(tmp_path, error):
-    result = import_package(tmp_path, torchvision=f"raise {error}('reason')")
-    cure = f'-r "{PROJECT_ROOT / "requirements.txt"}"'
-    if error == "RuntimeError":  # the two are of different builds
-        cure = "--force-reinstall torch torchvision"
-    assert result.stderr.splitlines()[-2:] == [
-        "ImportError: reason",
-        f'To mend it: "{sys.executable}" -m pip install {cure}',
-    ]
-    assert "During handling" not in result.stderr
+def test_failing_import_says_what_mends_it(tmp_path):
+    install = f'-r "{PROJECT_ROOT / "requirements.txt"}"'
+    for error, cure in {
+        "ImportError": install,
+        "OSError": install,
+        "ValueError": install,
+        "AttributeError": install,
+        "RuntimeError": "--force-reinstall torch torchvision",  # different builds
+    }.items():
+        result = import_package(tmp_path, torchvision=f"raise {error}('reason')")
+        assert result.stderr.splitlines()[-2:] == [
+            "ImportError: reason",
+            f'To mend it: "{sys.executable}" -m pip install {cure}',
+        ]
+        assert "During handling" not in result.stderr

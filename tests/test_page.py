@@ -39,14 +39,14 @@ MASK = fill(DIGIT)
 SHADE = np.linspace(1, 0.5, SIDE)
 
 
-@pytest.mark.parametrize(("table", "degrees"), [(0.1, 20), (0.79, 8)])
-def test_sheet_is_cut_out_of_its_table(table, degrees):
-    around = Image.fromarray(np.pad(paint(MASK), 100, constant_values=table))
-    photo = np.asarray(around.rotate(degrees, fillcolor=table))
-    for sheet in (next(find_sheets(photo)), 1 - next(find_sheets(1 - photo))):
-        assert sheet.shape < (290, 290)
-        assert np.all(sheet[[0, -1]] > 0.85), "the paper goes on"
-        assert np.sum(sheet < 0.5) == pytest.approx(MASK.sum(), rel=0.03)
+def test_sheet_is_cut_out_of_its_table():
+    for table, degrees in ((0.1, 20), (0.79, 8)):
+        around = Image.fromarray(np.pad(paint(MASK), 100, constant_values=table))
+        photo = np.asarray(around.rotate(degrees, fillcolor=table))
+        for sheet in (next(find_sheets(photo)), 1 - next(find_sheets(1 - photo))):
+            assert sheet.shape < (290, 290)
+            assert np.all(sheet[[0, -1]] > 0.85), "the paper goes on"
+            assert np.sum(sheet < 0.5) == pytest.approx(MASK.sum(), rel=0.03)
 
 
 SQUARE = fill((40, 160, 40, 160))
@@ -188,18 +188,15 @@ GRAIN = np.random.default_rng(0).normal(0, 0.05, (SIDE, SIDE))
 LIGHTER = fill((130, 160, 80, 120))  # a part of the digit
 
 
-@pytest.mark.parametrize(
-    ("page", "height"),
-    [  # a page, the height of what is read
+def test_faint_and_small_ink_is_read():
+    for page, height in (
         (paint(MASK) - 0.6 * 0.43 * LIGHTER, 60),
         (paint(MASK) - 0.6 * 0.44 * LIGHTER, 90),
         (paint(MASK, 0.872), 60),
         (paint(MASK, 0.8) + GRAIN, 60),
         (paint(fill((50, 52, 50, 52))), 2),
-    ],
-)
-def test_faint_and_small_ink_is_read(page, height):
-    assert len(find_strokes(page)) == pytest.approx(height, abs=2)
+    ):
+        assert len(find_strokes(page)) == pytest.approx(height, abs=2)
 
 
 @pytest.mark.parametrize(
