@@ -19,7 +19,6 @@ import mnist_helpers  # noqa: F401  (before torch: it sets how torch's threads w
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
@@ -91,7 +90,7 @@ def compare_pipelines(train: Digits) -> None:
     optimizer = make_optimizer(model, Config())
     loss_function = nn.CrossEntropyLoss(reduction="none")
     loaders = {
-        "usual": DataLoader(images, batch_size=64, shuffle=True),
+        "usual": torch.utils.data.DataLoader(images, batch_size=64, shuffle=True),
         "ours": make_loader(train, batch_size=64, shuffle=True),
     }
     for name, loader in loaders.items():

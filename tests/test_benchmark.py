@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mnist_helpers import data
-from mnist_helpers.data import Digits
 from mnist_helpers.model import MLP, load_model
 from mnist_helpers.training import Config, make_model
 from tests import benchmark
@@ -77,7 +76,7 @@ def make_bar(slope):
 
 def test_slant_is_removed_and_nothing_else():
     bars = torch.stack([make_bar(0), make_bar(0.5), make_bar(-0.5)])
-    mended = benchmark.remove_slant(Digits(bars, torch.ones(3))).images
+    mended = benchmark.remove_slant(data.Digits(bars, torch.ones(3))).images
     assert torch.equal(mended[0], bars[0])
     assert (mended - bars[0].float()).abs().mean() < 2
 

@@ -5,10 +5,9 @@ import signal
 from types import SimpleNamespace
 from unittest import mock
 
+import nbclient
 import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from mnist_helpers import live
 from mnist_helpers.data import PROJECT_ROOT
@@ -146,10 +145,10 @@ def test_stops_in_a_real_kernel():
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     notebook = nbformat.v4.new_notebook(cells=cells)
     folder = {"metadata": {"path": PROJECT_ROOT}}
-    client = NotebookClient(notebook, resources=folder)
+    client = nbclient.NotebookClient(notebook, resources=folder)
     with client.setup_kernel():
         client.execute_cell(cells[0], 0)
-        with pytest.raises(CellExecutionError):
+        with pytest.raises(nbclient.exceptions.CellExecutionError):
             client.execute_cell(cells[1], 1)
         client.execute_cell(cells[2], 2)
     (line,) = cells[1].outputs

@@ -199,9 +199,9 @@ def test_setup_from_another_folder(tmp_path):
     assert printed.strip() == data.__file__
 
 
-@pytest.mark.parametrize(
-    ("chosen", "wanted"),
-    [
+def test_final_network_follows_the_studys_choice():
+    """Batches grow by `GROWTH`, the learning rate by its root."""
+    for chosen, wanted in (
         (
             training.Config((64,), learning_rate=1e-3, batch_size=1024),
             training.Config((1024,), learning_rate=2e-3, batch_size=4096),
@@ -210,20 +210,17 @@ def test_setup_from_another_folder(tmp_path):
             training.Config((512,) * 3, learning_rate=8e-3, batch_size=256),
             training.Config((1024,) * 3, learning_rate=16e-3, batch_size=1024),
         ),
-    ],
-)
-def test_final_network_follows_the_studys_choice(chosen, wanted):
-    """Batches grow by `GROWTH`, the learning rate by its root."""
-    names = {
-        "chosen": chosen,
-        "steps": {"": chosen},
-        "WIDE": 1024,
-        "LONG": {},
-        "GROWTH": 4,
-        "replace": replace,
-    }
-    exec(CODE["final"].source.split("rows = []")[0], names)
-    assert names["FINAL"] == wanted
+    ):
+        names = {
+            "chosen": chosen,
+            "steps": {"": chosen},
+            "WIDE": 1024,
+            "LONG": {},
+            "GROWTH": 4,
+            "replace": replace,
+        }
+        exec(CODE["final"].source.split("rows = []")[0], names)
+        assert names["FINAL"] == wanted
 
 
 def test_command_searches_the_study_of_the_notebook():

@@ -20,8 +20,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import RDBStorage
-from sqlalchemy.pool import NullPool
 
 from mnist_helpers import data, training, tuning
 from mnist_helpers.training import Config, Epoch, TrainingError
@@ -310,8 +308,7 @@ def test_workers_share_a_study_and_one_is_killed(kind, tmp_path, request):
         for worker in workers:
             worker.kill()
             worker.communicate()
-    database = RDBStorage(storage, {"poolclass": NullPool})
-    trials = optuna.load_study(study_name=None, storage=database).trials
+    trials = open_study(replace(TOY[:22], name="MNIST"), BASE, storage).trials
     states = [trial.state.name for trial in trials]
     assert states.count("RUNNING") == 1
     assert states.count("COMPLETE") == len(states) - 1
