@@ -3,6 +3,7 @@
 import inspect
 import io
 import math
+from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
@@ -167,11 +168,14 @@ def set_accuracy_scale(ax) -> None:
     ax.yaxis.set_major_formatter(lambda tick, _: f"{100 * tick:g}%")
 
 
-class RichOutput(dict):
-    """One output in several forms, by MIME type: a viewer shows the best it can."""
+@dataclass
+class RichOutput:
+    """One output in several forms: each viewer shows the best that it can."""
+
+    forms: dict[str, str]  # by MIME type
 
     def _repr_mimebundle_(self, **options):
-        return self
+        return self.forms
 
 
 def show_source(*objects) -> RichOutput:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_toy_digits
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from mnist_helpers import plots
@@ -184,7 +185,7 @@ def test_history_without_validation_digits():
 
 
 def test_code_is_coloured_and_monospaced():
-    shown = plots.show_source(Epoch, points_of)
+    shown, _ = DisplayFormatter().format(plots.show_source(Epoch, points_of))
     assert set(shown) == {"text/plain", "text/html"}
     assert shown["text/plain"].startswith("@dataclass(frozen=True)\nclass Epoch:")
     assert "\n\n\ndef points_of(line)" in shown["text/plain"]
@@ -194,8 +195,8 @@ def test_code_is_coloured_and_monospaced():
 
 def test_table_is_read_as_one():
     table = plots.show_table(["network", "a|b"], ("linear", 0.88), ["final", None])
-    text = table["text/plain"]
-    shown = table._repr_mimebundle_(include=None)  # as IPython asks for it
+    shown, _ = DisplayFormatter().format(table)
+    text = shown["text/plain"]
     assert shown == {"text/plain": text, "text/markdown": text}
     html = mistune.create_markdown(escape=False, plugins=["table"])(text)
     cells = re.findall("<t[hd]>(.*)</t[hd]>", html)
