@@ -6,7 +6,7 @@ from pathlib import Path
 
 # How long torch's threads spin while they wait for each other: long enough to lose
 # nothing alone, short enough to leave the cores to others (by default, two trainings at
-# once take 20 to 90 times as long as one). It only counts before torch is loaded; a
+# once can take over 20 times as long as one). It only counts before torch is loaded; a
 # choice that the user has made stands, here and below.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's OpenMP: Linux
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # LLVM's and Intel's: macOS and Windows

@@ -176,8 +176,9 @@ def make_loader(
 ) -> DataLoader:
     """Batches of `(pixels [batch, 784] float32, labels [batch] int64)`.
 
-    With `shuffle`, in a new order every time, drawn from torch's random numbers. They
-    are on the device of the digits. With `transform=None`, images instead of pixels.
+    With `shuffle`, in a new order every time, drawn from torch's random numbers. The
+    batches are on the device of the digits. With `transform=None`, they hold images
+    instead of pixels.
     """
     # Batch norm cannot learn from a single digit: such a last batch is not trained on.
     drop_last = shuffle and len(digits) % batch_size == 1

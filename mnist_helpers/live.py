@@ -28,14 +28,14 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[
 
     def draw(text: str) -> None:
         if get_ipython():
-            picture, alt = plot_history(history, total, text)._repr_png_()
+            picture = plot_history(history, total, text)._repr_png_()
             lines = [text]
             step = len(history) // 13 + 1  # a dozen lines of a long training
             for epoch in reversed(history[::-step]):
                 about = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s   "
                 lines.append(about + describe_losses(epoch))
             bundle = {"image/png": picture, "text/plain": "\n".join(lines)}
-            view.update(bundle, raw=True, metadata={"image/png": alt})
+            view.update(bundle, raw=True)
             write_to_terminal(text)
 
     start = time.perf_counter()

@@ -18,8 +18,9 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tan
 class MLP(nn.Module):
     """A multilayer perceptron: pixels `[batch, 784]` -> logits `[batch, 10]`, float32.
 
-    Arguments: the units of each hidden layer, the function after each, whether its
-    outputs are normalised over the batch, and the fraction of them that is silenced.
+    Arguments: the units of each hidden layer, the activation after each, whether the
+    sums before it are normalised over the batch, and the fraction of its outputs that
+    is silenced.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class MLP(nn.Module):
         self.register_state_dict_post_hook(_note_activation)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The scores of the ten digits; `ValueError` for pixels of a wrong shape."""
+        """The scores of the ten digits; `ValueError` for a wrong shape or type."""
         _check_pixels(pixels)
         return self.layers(pixels.flatten(1))
 

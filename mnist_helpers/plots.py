@@ -42,19 +42,15 @@ CODE_STYLE = "font: 12px/1.4 monospace; white-space: pre; overflow-x: auto"
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook shows as a small PNG with alternative text."""
+    """A figure that a notebook shows as a small PNG."""
 
     @in_style
-    def _repr_png_(self) -> tuple[bytes, dict]:
-        texts = [self.get_suptitle()]
-        for ax in self.axes:
-            texts += [ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
-            texts += [text.get_text() for text in ax.texts]
+    def _repr_png_(self) -> bytes:
         drawn, packed = io.BytesIO(), io.BytesIO()
         self.savefig(drawn)
         # With 128 colours it looks the same, at a third of the size.
         Image.open(drawn).convert("RGB").quantize(128).save(packed, "PNG")
-        return packed.getvalue(), {"alt": "; ".join(filter(None, texts))}
+        return packed.getvalue()
 
 
 @in_style
@@ -150,7 +146,7 @@ def set_loss_scale(ax) -> None:
 
 
 def set_accuracy_scale(ax) -> None:
-    """Spread the y axis of what is drawn: 90%, 99% and 99.9% are equally far apart.
+    """Spread the y axis of what is drawn: 90%, 99% and 99.9% are about evenly spaced.
 
     The data stay fractions. The axis reaches from the tick below them to the one above.
     """

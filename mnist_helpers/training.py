@@ -37,9 +37,9 @@ class Config:
     """The hyperparameters of one training; `ValueError` names one that makes no sense.
 
     `hidden`: units of each hidden layer. `dropout`: fraction of them silenced at each
-    step. `learning_rate`: the highest one where `one_cycle` moves it, up from almost
-    nothing and back (Smith and Topin 2018). `augmentation`: strength of the random
-    warps; `augmentation_fade`: the share of it that is gone at the end.
+    step. `learning_rate`: the highest one where `one_cycle` moves it, up from a 25th
+    and down to almost nothing (Smith and Topin 2018). `augmentation`: strength of the
+    random warps; `augmentation_fade`: the share of it that is gone at the end.
     `hard_fraction`: fraction of the digits shown in each epoch, hard ones more often.
     `bfloat16`: multiply numbers of half the size (see `has_bfloat16`).
     """
@@ -88,10 +88,10 @@ def choose_device() -> tuple[torch.device, str]:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` is a processor that multiplies bfloat16 in hardware.
+    """Whether `device` is a processor with AVX512-BF16, which multiplies bfloat16.
 
-    Such numbers have the range of float32, but 8 binary digits instead of 24. Other
-    processors imitate them, which is slower than float32.
+    Such numbers have the range of float32, but 8 significant binary digits instead of
+    24. Most other processors imitate them, which is slower than float32.
     """
     tell = getattr(torch.cpu, "get_capabilities", dict)  # older PyTorch has no such
     return device.type == "cpu" and tell().get("avx512_bf16", False)

@@ -209,7 +209,7 @@ def draw_mistakes(test: Digits) -> None:
     title = f"All {len(wrong)} of {len(test):,} test digits that are read wrong"
     figure = plots.plot_digits(test.images[wrong], captions, title)
     picture = data.PROJECT_ROOT / ".github/mistakes.png"
-    picture.write_bytes(figure._repr_png_()[0])
+    picture.write_bytes(figure._repr_png_())
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ class Prediction:
         )
         return figure
 
-    def _repr_png_(self) -> tuple[bytes, dict]:
+    def _repr_png_(self) -> bytes:
         return self.show()._repr_png_()
 
 
@@ -104,7 +104,10 @@ def predict_picture(model: nn.Module, source) -> Prediction:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the answer for each file; 1 if any was refused, 2 without a model."""
+    """Print the answer for each file.
+
+    The exit status is 1 if any was refused, 2 without a model.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("files", nargs="+", help="pictures of one digit each")
     parser.add_argument(
