@@ -18,13 +18,13 @@ import mnist_helpers  # noqa: F401  (before torch: it sets how torch's threads w
 # isort: split
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from mnist_helpers import data, plots
 from mnist_helpers.augment import PLACES, add_flags
-from mnist_helpers.data import IMAGE_SIZE, Digits, make_loader
+from mnist_helpers.data import IMAGE_SIZE, make_loader
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import MLP, load_model
 from mnist_helpers.training import (
@@ -57,7 +57,7 @@ FAST = Config(
 BRIEF = replace(FAST, hidden=(256, 128), augmentation=0.0, hard_fraction=0.3, epochs=6)
 
 
-def read_final(notebook: Path) -> tuple[Config, float]:
+def read_final(notebook):
     """What the notebook's last run trained as its final network.
 
     Returns the hyperparameters, from the table below the cell `final`, and the share of
@@ -76,12 +76,12 @@ def read_final(notebook: Path) -> tuple[Config, float]:
     return Config(**values), float(after.split()[0])
 
 
-def measure(action) -> float:
+def measure(action):
     """How long it takes, in seconds."""
     return timeit.timeit(action, number=1)
 
 
-def compare_pipelines(train: Digits) -> None:
+def compare_pipelines(train):
     """One image after another, as is usual, against whole batches, on the CPU."""
     normalize = transforms.Normalize((data.MNIST_MEAN,), (data.MNIST_STD,))
     steps = [transforms.ToTensor(), normalize, nn.Flatten(0)]
@@ -98,7 +98,7 @@ def compare_pipelines(train: Digits) -> None:
         print(f"one epoch, batch 64, loader {name}: {measure(epoch):.2f} s")
 
 
-def remove_slant(digits: Digits) -> Digits:
+def remove_slant(digits):
     """The digits sheared until none leans: "deslanting" of LeCun et al. 1998.
 
     How far a digit leans is the covariance of its ink across and down, over the
@@ -122,7 +122,7 @@ def remove_slant(digits: Digits) -> Digits:
     return replace(digits, images=torch.cat(parts))
 
 
-def draw_local_weights(units: int) -> Tensor:
+def draw_local_weights(units):
     """Weights `[units, 784]` for a first layer: each unit looks at one place.
 
     A smooth random pattern of sum 0 under a Gaussian window, as long as `nn.Linear` has
@@ -140,14 +140,7 @@ def draw_local_weights(units: int) -> Tensor:
     return F.normalize(patterns) / 3**0.5
 
 
-def run_recipe(
-    name: str,
-    config: Config,
-    train: Digits,
-    test: Digits,
-    seeds: int,
-    local: bool = False,
-) -> None:
+def run_recipe(name, config, train, test, seeds, local=False):
     """Accuracy on the test set after training with several seeds.
 
     With `local`, the first layer starts local.
@@ -167,7 +160,7 @@ def run_recipe(
     print(f"{name}: mean {sum(accuracies) / seeds:.3%} of {seeds} seeds")
 
 
-def time_training(config: Config, train: Digits, barrier) -> float:
+def time_training(config, train, barrier):
     """Seconds of one training, begun when all processes are ready."""
     model = make_model(config)
     list(fit(model, replace(config, epochs=1), train))  # what only a first one pays
@@ -175,7 +168,7 @@ def time_training(config: Config, train: Digits, barrier) -> float:
     return measure(partial(list, fit(model, config, train)))
 
 
-def train_together(count: int, config: Config, train: Digits) -> float:
+def train_together(count, config, train):
     """Seconds of the slowest of `count` trainings at once, each in a new process."""
     context = get_context("spawn")  # they load torch anew
     with context.Manager() as manager, ProcessPoolExecutor(count, context) as pool:
@@ -184,7 +177,7 @@ def train_together(count: int, config: Config, train: Digits) -> float:
         return max(job.result() for job in jobs)
 
 
-def compare_parallel(final: Config, train: Digits, spin_counts: list[str]) -> None:
+def compare_parallel(final, train, spin_counts):
     """One training alone and two at once, on the CPU."""
     bfloat16 = has_bfloat16(train.labels.device)
     trainings = {
@@ -200,7 +193,7 @@ def compare_parallel(final: Config, train: Digits, spin_counts: list[str]) -> No
             print(f"spin count {spin_count}, {name}: {times}")
 
 
-def draw_mistakes(test: Digits) -> None:
+def draw_mistakes(test):
     """The picture of the README: every test digit that `model.pth` reads wrong."""
     model = load_model(data.PROJECT_ROOT / "model.pth")
     result = evaluate(model, make_loader(test, 1000))
@@ -212,7 +205,7 @@ def draw_mistakes(test: Digits) -> None:
     picture.write_bytes(figure._repr_png_())
 
 
-def main() -> None:
+def main():
     """Everything by default, one part where an option names it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
