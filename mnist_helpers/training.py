@@ -9,13 +9,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn, optim
 from torchvision.transforms import v2
@@ -58,7 +52,7 @@ class Config:
     bfloat16: bool = False
     batch_size: int = Field(64, ge=2)
     epochs: PositiveInt = 5
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 @dataclass(frozen=True)

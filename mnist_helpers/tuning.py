@@ -120,21 +120,29 @@ def list_runs(study: Study, base: Config, columns: list[str] = COLUMNS) -> pd.Da
     for trial in study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL]):
         row = {
             "run": "trial",
-            "accuracy": trial.value,
             "seconds": trial.duration.total_seconds(),
+            "config": None,
             **trial.user_attrs,
+            "accuracy": trial.value,
         }
         row["run"] = f"{row['run']} {trial.number}"
-        if "config" in row:
+        try:
             config = Config(**row["config"])
             row |= asdict(config)
             row["depth"] = len(config.hidden)
             row["width"] = max(config.hidden, default=0)
             row["also"] = describe_changes(config, base)
+        except (TypeError, ValueError):  # another program's, or another version's
+            row["config"] = None
         rows.append(row)
     table = pd.DataFrame(rows, columns=columns)
     table = table.sort_values("accuracy", ascending=False, ignore_index=True)
     return table.round({"accuracy": 4, "seconds": 1})
+
+
+def count_missing(study: Study, wanted: int) -> int:
+    """How many results are to come; a stopped or diverged trial has none."""
+    return max(0, wanted - len(study.get_trials(states=[TrialState.COMPLETE])))
 
 
 def best_config(study: Study) -> Config:
@@ -160,18 +168,23 @@ def main(arguments: list[str] | None = None) -> None:
         config = suggest_config(trial, BASE)
         return training.score_config(config, train, validation)
 
+    def print_trial(study, trial):
+        print(f"trial {trial.number}: {trial.value} with {trial.params}", flush=True)
+
     try:
         device, _ = training.choose_device()
         digits, _ = data.load_mnist()
         train, validation = data.split_digits(digits.to(device))
-        study = open_study(train, BASE, options.storage or find_storage())
-        optuna.logging.set_verbosity(optuna.logging.INFO)
-        if len(study.get_trials(states=[TrialState.COMPLETE])) < options.trials:
+        storage = options.storage or find_storage()
+        if storage is None:
+            print("runs/ cannot be written: the results are lost at the end.")
+        study = open_study(train, BASE, storage)
+        if count_missing(study, options.trials):
             study.optimize(
                 objective,
                 n_trials=options.trials,
                 catch=training.TrainingError,
-                callbacks=[MaxTrialsCallback(options.trials)],
+                callbacks=[print_trial, MaxTrialsCallback(options.trials)],
             )
     except KeyboardInterrupt:
         parser.exit(1, "Stopped. Start again to go on: only one trial is lost.\n")

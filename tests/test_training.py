@@ -76,7 +76,7 @@ NONSENSE = {
     "hard_fraction": [0, 1.01],
     "batch_size": [1, 64.0],
     "epochs": [0],
-    "seed": [-1],
+    "seed": [-1, 2**32],
 }
 
 
@@ -93,7 +93,7 @@ def test_config():
     )
     assert Config(hidden=[3]).hidden == (3,)  # as a database gives it back
     assert Config(
-        (), "tanh", True, 0.99, "sgd", 1, True, 9, 9, 1, 1e-9, True, 2, 1, 2**70
+        (), "tanh", True, 0.99, "sgd", 1, True, 9, 9, 1, 1e-9, True, 2, 1, 2**32 - 1
     )
     with pytest.raises(ValueError, match="learning_rat"):
         Config(learning_rat=0.1)

@@ -28,6 +28,7 @@ from mnist_helpers.tuning import (
     COLUMNS,
     StudyError,
     best_config,
+    count_missing,
     find_storage,
     list_runs,
     open_study,
@@ -160,11 +161,12 @@ def test_own_foreign_and_failed_runs_are_rows(project):
     study.optimize(objective, 1, catch=TrainingError)
     with pytest.raises(ValueError, match="no result yet"):
         best_config(study)
-    study.optimize(lambda trial: 0.5, n_trials=1)
+    study.optimize(lambda trial: trial.set_user_attr("config", {"x": 1}) or 0.5, 1)
     mine = Config((300, 7), epochs=9, dropout=0.25, seed=3)
     record_run(study, mine, make_history(0.12344))
     record_run(study, replace(BASE, hidden=()), make_history(0.2, epochs=1))
     study.ask()  # still running
+    assert (count_missing(study, 5), count_missing(study, 2)) == (2, 0)
 
     runs = list_runs(study, BASE, [*COLUMNS, "depth", "width"])
     assert list(runs["run"]) == ["trial 1", "mine 3", "mine 2", "trial 0"]
@@ -187,9 +189,12 @@ def test_own_foreign_and_failed_runs_are_rows(project):
         record_run(study, mine, make_history(float("nan")))
 
 
-def test_folder_that_cannot_be_written(project):
+def test_folder_that_cannot_be_written(project, score, capsys):
+    score.return_value = 0.5
     with mock.patch.object(Path, "touch", side_effect=PermissionError):
         assert find_storage() is None
+        tuning.main(["--trials", "1"])
+    assert "results are lost" in capsys.readouterr().out
     (project / "runs").rmdir()
     (project / "runs").write_text("a file")
     assert find_storage() is None
@@ -301,9 +306,9 @@ def test_workers_share_a_study_and_one_is_killed(kind, tmp_path, request):
         assert victim.stdout.readline() == "training\n"
         victim.kill()
         for worker in others:
-            _, log = worker.communicate(timeout=200)
-            assert worker.returncode == 0, log
-            assert "finished with value: 0.5" in log
+            log, errors = worker.communicate(timeout=200)
+            assert worker.returncode == 0, errors
+            assert ": 0.5 with" in log
     finally:
         for worker in workers:
             worker.kill()
