@@ -88,7 +88,9 @@ def open_study(
         except Exception as error:  # a driver's, SQLAlchemy's or Optuna's
             cause = str(error.__cause__ or error).partition("\n")[0]
             time.sleep(pause)
-    raise StudyError(f"cannot open the study in {place}: {cause}")
+    raise StudyError(
+        f"cannot open the study in {place}: {cause} (a damaged file may be moved away)"
+    )
 
 
 def describe_changes(config: Config, base: Config) -> str:

@@ -206,7 +206,7 @@ def test_locked_file_is_named_soon(project):
     start = time.monotonic()
     with sqlite3.connect(file, isolation_level=None) as door:
         door.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StudyError, match=r"/runs/study.db: .* is locked$"):
+        with pytest.raises(StudyError, match=r"/runs/study.db: .* is locked \("):
             open_study(TOY, BASE, storage)
     door.close()
     assert time.monotonic() - start < 20
