@@ -36,7 +36,7 @@ STYLE = {
 }
 # Decorates each function that draws: the reader's own style changes nothing.
 in_style = matplotlib.style.context(["default", STYLE])
-ACCURACY_TICKS = [0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1]
+ACCURACY_TICKS = [0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1]
 # The pages that nbconvert writes would show code in a proportional font.
 CODE_STYLE = "font: 12px/1.4 monospace; white-space: pre; overflow-x: auto"
 

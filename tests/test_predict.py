@@ -7,7 +7,7 @@ import io
 import sys
 import time
 import zlib
-from functools import partial
+from functools import cache, partial
 
 import matplotlib
 import numpy as np
@@ -598,14 +598,17 @@ def measure(model, digits, names, count):
     return pd.DataFrame(table, ["right", "refused", "surely wrong"]).T
 
 
-TRAINED = load_model(PROJECT_ROOT / "model.pth")  # what the notebook left
+@cache
+def load_trained():
+    """The network that the notebook left."""
+    return load_model(PROJECT_ROOT / "model.pth")
 
 
 # --- The tests.
 
 
 def test_digits_of_every_kind_are_right(mnist):
-    table = measure(TRAINED, mnist[1], KINDS, 16)
+    table = measure(load_trained(), mnist[1], KINDS, 16)
     for name, right in table["right"].items():
         least = KINDS[name][-1] - 1.5 / 16  # one or two of so few may be chance
         assert right >= least, f"{name}: {right:.0%} right, {least:.0%} wanted"
@@ -616,7 +619,7 @@ def test_digits_of_every_kind_are_right(mnist):
 
 
 def test_what_is_no_digit_is_refused_or_doubted():
-    table = measure(TRAINED, None, NO_DIGITS, 30)
+    table = measure(load_trained(), None, NO_DIGITS, 30)
     assert table["surely wrong"]["letter"] < 0.15
     assert table["right"]["blank"] > 0.96
     assert table["right"].drop("letter").mean() > 0.92
@@ -629,7 +632,7 @@ def test_pictures_take_milliseconds(mnist):
     large = as_file(np.kron(page, np.ones((30, 30))))
     for picture, most in ((large, 1), (to_bytes(page), 0.15)):
         start = time.process_time()
-        assert predict_picture(TRAINED, picture).digit == mnist[1].labels[0]
+        assert predict_picture(load_trained(), picture).digit == mnist[1].labels[0]
         assert time.process_time() - start < most  # seconds, on busy cores
 
 
@@ -727,6 +730,6 @@ if __name__ == "__main__":
     count = int([*sys.argv, 100][1])
     _, test = load_mnist(download=False)
     for names in (KINDS, NO_DIGITS):
-        table = measure(TRAINED, test, names, count)
+        table = measure(load_trained(), test, names, count)
         table.loc["mean"] = table.mean()
         print(table.to_string(float_format="{:.1%}".format))
