@@ -232,16 +232,6 @@ def chalk(ink, rng):
     return 1 - on_paper(ink, rng, light=1)
 
 
-def shifted(ink, rng):
-    size = rng.integers(40, 120, 2)
-    shift = rng.uniform(-1, 1, 2) * (size / 2 - 14)
-    return 1 - place(ink, size, 1, shift)
-
-
-def scaled(ink, rng):
-    return 1 - enlarge(ink, 10 ** rng.uniform(-0.5, 0.5))
-
-
 def noisy(ink, rng):
     page = paint(place(ink, (56, 56)))
     page = add_noise(page, rng, rng.uniform(0.05, 0.2))
@@ -276,10 +266,6 @@ def measure_away(ink):
     return distance_transform_edt(np.pad(enlarge(ink, 4), 12) < 0.43)
 
 
-def thick(ink, rng):
-    return measure_away(ink) > rng.uniform(3, 5)
-
-
 def thick_white(ink, rng):
     """Filling 28 pixels, but no hole is filled."""
     tall, grow = rng.uniform((20, 0.5), (26, 1.25)) * 8
@@ -300,14 +286,20 @@ def hollow(ink, rng):
     return (from_edge - 1.3).clip(0, 1)
 
 
-def photograph(ink, rng):
+def photograph(ink, rng, scale=(5, 14), shift=0.15):
     """A small digit on shadowed, grainy paper, a little out of focus."""
     size = (800, 600)
-    shift = rng.uniform(-0.15, 0.15, 2) * size
-    page = paint(place(ink, size, rng.uniform(5, 14), shift), 0.85, 0.2)
+    shift = rng.uniform(-shift, shift, 2) * size
+    page = paint(place(ink, size, rng.uniform(*scale), shift), 0.85, 0.2)
     page = gaussian_filter(page, 2) * make_light(size, rng)
     page = add_noise(page, rng, 0.03)
     return as_file(page[..., None] * [1, 0.97, 0.9])
+
+
+def any_size(ink, rng):
+    """8 to 400 pixels high, thin to bold: a bold 8 might be taken for a sheet."""
+    strokes = measure_away(ink) < rng.uniform(0, 4)
+    return 1 - enlarge(strokes, 10 ** rng.uniform(-1, 0.7)) * rng.uniform(0.4, 1)
 
 
 def tiny(ink, rng):
@@ -422,8 +414,6 @@ THIN = partial(sketch, pen=(1.5, 3))
 BOLD = partial(sketch, pen=(14, 22))
 KINDS = {
     "black on white": (black, 0.98),
-    "shifted": (shifted, 0.98),
-    "any scale": (scaled, 0.97),
     "grey paper": (partial(on_paper, paper=(0.45, 0.85)), 0.97),
     "shaded paper": (partial(on_paper, light=1), 0.97),
     "chalk": (chalk, 0.97),
@@ -431,10 +421,11 @@ KINDS = {
     "transparent margin": (transparent_margin, 0.98),
     "coloured paper": (coloured_paper, 0.92),
     "thinned": (thin, 0.93),
-    "thickened": (thick, 0.96),
     "thick, white": (partial(from_mnist, labels=(0, 6, 8, 9)), thick_white, 0.97),
     "hollow": (hollow, 0.6),
+    "any size": (any_size, 0.97),
     "photograph": (photograph, 0.96),
+    "far away": (partial(photograph, scale=(2, 4), shift=0.4), 0.8),
     "sheet on a table": (on_table, 0.95),
     "on a light table": (
         partial(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 SMALLEST = 112  # pixels; smaller pages are enlarged: strokes must be many pixels wide
 AROUND = np.ones((3, 3))  # pixels that touch at a corner belong together
@@ -52,8 +53,7 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
 def _is_sheet(mask):
     outline = mask & ~ndimage.binary_erosion(mask)
     inner = outline[1:-1, 1:-1]  # hardly any, if half of a page lies in shadow
-    is_shown = mask.mean() >= 0.1 and inner.sum() >= 0.6 * outline.sum()
-    return is_shown and _has_four_sides(mask)
+    return inner.sum() >= 0.6 * outline.sum() and _has_four_sides(mask)
 
 
 def find_strokes(page: ndarray) -> ndarray:
@@ -80,11 +80,14 @@ def find_strokes(page: ndarray) -> ndarray:
             "nothing stands out from the paper: "
             "a blank page, or writing too faint or small"
         )
-    contrast = (visible**4).sum() / (visible**3).sum()  # shadows hardly count
+    contrast = np.average(visible, weights=visible**3)  # shadows hardly count
     mask = drop_lines(drop_frames(ink > 0.45 * contrast))
     is_faint = contrast < 0.5 and _find_even_paper(page) is None
     mask = _drop_others(mask, ink**3, is_faint)
-    return mask[find_box(mask)]
+    box = find_box(mask)
+    if max(mask[box].shape) < max(page.shape) / 4:
+        return find_strokes(page[_widen(box)])  # from near, with finer smoothing
+    return mask[box]
 
 
 def find_ink(page: ndarray) -> ndarray:
@@ -139,8 +142,6 @@ def drop_lines(mask: ndarray) -> ndarray:
 def _drop_lines_across(mask, thin):
     width = mask.shape[1]
     wide = ndimage.maximum_filter1d(mask, thin, axis=0)  # a line may be tilted a bit
-    if wide.sum(axis=1).max() <= width // 2:
-        return mask  # no row has ink enough for a line
     long = ndimage.grey_opening(wide, (1, width // 2 + 1))
     lines, _ = ndimage.label(long, AROUND)
     crossing = ndimage.grey_opening(mask, (thin + 1, 1))  # a stroke, which stays
@@ -185,40 +186,60 @@ def _drop_others(mask, weight, faint):
         above = ndimage.mean(digit.any(axis=0), pieces, numbers)  # or below: shares
         weights[cut & (above < 0.2)] = 0
     enough = np.where(at_rim, 0.25, 0.05) * weights.max()
-    return np.isin(pieces, numbers[weights >= enough])
+    kept = np.isin(pieces, numbers[weights >= enough])
+    if weights.max() > weights.sum() / 2:  # what else belongs to the digit is near
+        near = _widen(ndimage.find_objects(pieces)[weights.argmax()])
+        mask = np.zeros_like(mask)
+        mask[near] = kept[near]
+        return mask
+    return kept
 
 
-def _find_even_paper(page):
-    """The brightness of the paper, if most of the border is like the corners."""
+def _widen(box):
+    """A box with its longer side added all around."""
+    longer = max(side.stop - side.start for side in box)
+    return tuple(slice(max(0, s.start - longer), s.stop + longer) for s in box)
+
+
+def _find_even_paper(page, tolerance=0.1):
+    """The brightness of the paper, if half of the border is about like the corners."""
     rim = np.concatenate([page[0], page[-1], page[:, 0], page[:, -1]])
-    paper = np.median(page[[0, -1]][:, [0, -1]])  # in the corners
-    even = np.abs(rim - paper) < 0.1 * np.ptp(page)
-    return paper if even.mean() > 0.65 else None
+    paper = np.median(page[[0, -1]][:, [0, -1]])
+    even = np.abs(rim - paper) < tolerance * np.ptp(page)
+    return paper if even.mean() > 0.5 else None
 
 
 def _has_light_ink(page):
     """Whether what stands out from the paper is brighter than it is.
 
-    Strokes make the differences from the local mean lopsided, a shadow's edge does
-    not. Of two sizes of surroundings, the wide one is for a thick digit that fills the
-    page (with a wider one, shadows would decide), the narrow one for a small digit.
+    Strokes make the differences from the paper lopsided; a shadow's edge does not, and
+    the fifth power forgets what is faint and wide. Uneven paper is the local mean, in
+    two sizes: the wide one is for a thick digit that fills the page (with a wider one,
+    shadows would decide), the narrow one for a small digit.
     """
-    even = _find_even_paper(page)
+    paper = _find_even_paper(page, 0.03)
     page = resize(page, min(1, 128 / max(page.shape)), AVERAGE)
-    if even is not None:
-        return ((page - even) ** 3).mean() > 0
-    skewness = 0.0
-    for share in (5, 24):
-        sigma = max(page.shape) / share
-        local = page - ndimage.gaussian_filter(page, sigma, mode="nearest")
-        skewness += (local**3).mean() / ((local**2).mean() ** 1.5 + 1e-9)
-    return skewness > 0
+    papers = [paper]
+    if paper is None:
+        sigmas = max(page.shape) / 5, max(page.shape) / 24
+        papers = [ndimage.gaussian_filter(page, sigma) for sigma in sigmas]
+    lopsided = 0.0
+    for paper in papers:
+        difference = page - paper
+        difference /= difference.std() + 1e-9
+        lopsided += np.cbrt((difference**5).mean())
+    return lopsided > 0
 
 
 def _has_four_sides(mask):
-    """Whether a shape is about a parallelogram, by its moments (an ellipse: 1.1)."""
-    spread = 144 * np.linalg.det(np.cov(np.argwhere(mask).T))
-    return 0.9 * spread < mask.sum() ** 2 < 1.05 * spread
+    """Whether a shape is about a parallelogram.
+
+    It is by its moments (an ellipse: 0.91), and it has no notches, as an 8 has.
+    """
+    places = np.argwhere(mask)
+    spread = 144 * np.linalg.det(np.cov(places.T))
+    is_plain = 0.96 * spread < mask.sum() ** 2 < 1.03 * spread
+    return is_plain and mask.sum() > 0.97 * ConvexHull(places).volume  # its area
 
 
 def find_largest(mask: ndarray) -> ndarray:
