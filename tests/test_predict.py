@@ -455,7 +455,6 @@ KINDS = {
         0.97,
     ),
     "strokes": (sketch, black, 0.98),
-    "strokes, 28 pixels": (sketch, tiny, 0.97),
     "thin strokes": (THIN, black, 0.97),
     "thin, 28 pixels": (THIN, tiny, 0.95),
     "bold strokes": (BOLD, black, 0.97),
