@@ -80,7 +80,7 @@ def test_ink_is_measured_against_its_paper(light):
 
 
 def test_light_middle_of_a_page_is_not_ink():
-    page = paint(fill((80, 120, 98, 103)), 0.5) * (1 - 5e-6 * (X**2 + Y**2))
+    page = paint(fill((80, 120, 98, 103)), 0.5) * (1 - 5e-6 * np.hypot(X, Y) ** 2)
     assert find_ink(page)[100, 100] > 0.4
 
 
