@@ -57,7 +57,7 @@ def _is_sheet(mask):
 
 
 def find_strokes(page: ndarray) -> ndarray:
-    """Find the strokes of the one digit on a page.
+    """Find the strokes of the one digit on a page; a small one is seen from near.
 
     Args:
         page: The picture.
@@ -86,7 +86,7 @@ def find_strokes(page: ndarray) -> ndarray:
     mask = _drop_others(mask, ink**3, is_faint)
     box = find_box(mask)
     if max(mask[box].shape) < max(page.shape) / 4:
-        return find_strokes(page[_widen(box)])  # from near, with finer smoothing
+        return find_strokes(page[_widen(box)])  # smoothed less, as it is smaller
     return mask[box]
 
 
@@ -188,10 +188,9 @@ def _drop_others(mask, weight, faint):
     enough = np.where(at_rim, 0.25, 0.05) * weights.max()
     kept = np.isin(pieces, numbers[weights >= enough])
     if weights.max() > weights.sum() / 2:  # what else belongs to the digit is near
-        near = _widen(ndimage.find_objects(pieces)[weights.argmax()])
-        mask = np.zeros_like(mask)
-        mask[near] = kept[near]
-        return mask
+        near = np.zeros_like(mask)
+        near[_widen(ndimage.find_objects(pieces)[weights.argmax()])] = True
+        kept &= near
     return kept
 
 
@@ -217,10 +216,10 @@ def _has_light_ink(page):
     two sizes: the wide one is for a thick digit that fills the page (with a wider one,
     shadows would decide), the narrow one for a small digit.
     """
-    paper = _find_even_paper(page, 0.03)
+    even = _find_even_paper(page, 0.03)
     page = resize(page, min(1, 128 / max(page.shape)), AVERAGE)
-    papers = [paper]
-    if paper is None:
+    papers = [even]
+    if even is None:
         sigmas = max(page.shape) / 5, max(page.shape) / 24
         papers = [ndimage.gaussian_filter(page, sigma) for sigma in sigmas]
     lopsided = 0.0
@@ -239,7 +238,7 @@ def _has_four_sides(mask):
     places = np.argwhere(mask)
     spread = 144 * np.linalg.det(np.cov(places.T))
     is_plain = 0.96 * spread < mask.sum() ** 2 < 1.03 * spread
-    return is_plain and mask.sum() > 0.97 * ConvexHull(places).volume  # its area
+    return is_plain and mask.sum() > 0.97 * ConvexHull(places).volume  # an area
 
 
 def find_largest(mask: ndarray) -> ndarray:
