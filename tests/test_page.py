@@ -56,13 +56,14 @@ SQUARE = fill((40, 160, 40, 160))
     ("mask", "table", "is_sheet"),
     [  # what is lighter than its table, the table, whether it is a sheet of paper
         (fill((5, 195, 5, 195)), 0.5, False),  # hardly any table
-        (fill((0, 120, 0, 120)), 0.5, False),  # two sides are the picture's: a shadow
+        (fill((0, 44, 10, 190)), 0.5, False),  # 40% of its edge is the picture's
+        (fill((0, 46, 10, 190)), 0.5, True),
         (SQUARE, 0.8, False),  # hardly lighter
         (SQUARE & ~fill((73, 127, 73, 127)), 0.5, False),  # a frame
         (SQUARE & ~fill((74, 126, 74, 126)), 0.5, True),
         (np.hypot(X, Y) < 70, 0.5, False),
-        (fill((40, 100, 40, 130), (100, 160, 50, 140)), 0.5, True),
-        (fill((40, 100, 40, 130), (100, 160, 52, 142)), 0.5, False),  # notches: an 8?
+        (fill((40, 100, 40, 130), (100, 160, 48, 138)), 0.5, True),
+        (fill((40, 100, 40, 130), (100, 160, 50, 140)), 0.5, False),  # notches: an 8?
     ],
 )
 def test_what_counts_as_a_sheet(mask, table, is_sheet):
@@ -94,8 +95,8 @@ def test_what_is_wider_than_a_third_of_the_page_is_paper():
     [  # the end of a frame, the height of what is inside, whether it is printed
         (54, 10, False),
         (55, 10, True),  # a quarter of the page
-        (138, 4, False),
-        (138, 5, True),  # 3% of the frame
+        (138, 7, False),
+        (138, 8, True),  # 5% of the frame
     ],
 )
 def test_printed_frame_goes_with_all_outside(end, height, is_printed):
@@ -106,9 +107,22 @@ def test_printed_frame_goes_with_all_outside(end, height, is_printed):
     np.testing.assert_array_equal(drop_frames(mask), wanted)
 
 
-def test_loop_is_no_frame():
-    loop = MASK | (abs(np.hypot(X, Y / 1.2) - 60) < 3)
-    np.testing.assert_array_equal(drop_frames(loop), loop)
+def test_circle_is_a_frame_unless_it_has_notches():
+    for apart, gap, is_frame in ((35, 5, True), (38, 5, False), (0, 6, False)):
+        circle = abs(np.hypot(X, abs(Y) - apart) - 46) < 3  # or two
+        mask = MASK | circle & ((abs(X) >= gap) | (Y < 0))
+        np.testing.assert_array_equal(drop_frames(mask), MASK if is_frame else mask)
+
+
+@pytest.mark.parametrize("stroke", [(100, 180, 60, 130), (20, 190, 90, 101)])
+def test_strokes_may_cross_the_lines_of_a_box(stroke):
+    stroke = fill(stroke)
+    for thickness, is_box in ((3, True), (11, False)):
+        end = 160 - thickness
+        lines = SQUARE & ~fill((40 + thickness, end, 40 + thickness, end)) & ~stroke
+        left = drop_frames(lines | stroke)
+        assert left[stroke].all()
+        assert (left[lines].mean() < 0.04) == is_box  # but for corners
 
 
 STEM = (40, 140, 132, 140)
@@ -132,6 +146,8 @@ LINE = (150, 153, 0, SIDE)
         (False, (40, 100, 125, 185), [LINE]),
         (True, (40, 100, 126, 186), [LINE]),
         (True, (3, 195, 180, 195), [(3, 8, 0, SIDE)]),
+        (True, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE)]),
+        (False, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE), (120, 123, 0, SIDE)]),
     ],
 )
 def test_line_is_printed_from_border_to_border_thin_and_nearly_straight(

@@ -339,12 +339,12 @@ def faint_at_border(ink, rng):
 
 
 def boxed(ink, rng):
-    """In a printed box."""
+    """In a printed box, or across its lines."""
     scale = rng.uniform(2, 3.5)
     page = np.zeros((30 * scale * rng.uniform(1, 1.5, 2)).astype(int))
     page = np.pad(page, rng.integers(1, 5), constant_values=rng.uniform(0.6, 1))
     page = np.pad(page, rng.integers(6, 20))
-    digit = place(ink, page.shape, scale, rng.uniform(-5, 5, 2))
+    digit = place(ink, page.shape, scale, rng.uniform(-20, 20, 2))
     return paint(turn(np.maximum(page, digit), rng.uniform(-2, 2)))
 
 
@@ -368,7 +368,7 @@ def lined(ink, rng):
     return paint(np.maximum(line, place(ink, size, scale)))
 
 
-def ruled(ink, rng, step=(14, 30), dark=(0.2, 0.4), crossed=0.5, degrees=4):
+def ruled(ink, rng, step=(14, 30), dark=(0.2, 1), crossed=0.5, degrees=4):
     """On ruled or squared paper."""
     line = np.arange(260) % rng.integers(*step) < 2
     lines = line[:, None] | line & (rng.random() < crossed)
@@ -449,7 +449,7 @@ KINDS = {
     "in a box": (boxed, 0.95),
     "cut from a form": (cell, 0.95),
     "on a writing line": (lined, 0.95),
-    "squared paper": (ruled, 0.9),
+    "squared paper": (ruled, 0.93),
     "ruled paper": (
         partial(ruled, step=(34, 51), dark=(0.6, 0.6), crossed=0, degrees=2),
         0.97,

@@ -51,9 +51,9 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
 
 
 def _is_sheet(mask):
-    outline = mask & ~ndimage.binary_erosion(mask)
-    inner = outline[1:-1, 1:-1]  # hardly any, if half of a page lies in shadow
-    return inner.sum() >= 0.6 * outline.sum() and _has_four_sides(mask)
+    at_border = mask.sum() - mask[1:-1, 1:-1].sum()  # the lit half of a page has much
+    around = 2 * sum(mask[find_box(mask)].shape)
+    return at_border < 0.4 * around and _has_four_sides(mask)
 
 
 def find_strokes(page: ndarray) -> ndarray:
@@ -81,7 +81,7 @@ def find_strokes(page: ndarray) -> ndarray:
             "a blank page, or writing too faint or small"
         )
     contrast = np.average(visible, weights=visible**3)  # shadows hardly count
-    mask = drop_lines(drop_frames(ink > 0.45 * contrast))
+    mask = drop_frames(drop_lines(ink > 0.45 * contrast))
     is_faint = contrast < 0.5 and _find_even_paper(page) is None
     mask = _drop_others(mask, ink**3, is_faint)
     box = find_box(mask)
@@ -113,18 +113,38 @@ def find_ink(page: ndarray) -> ndarray:
 
 
 def drop_frames(mask: ndarray) -> ndarray:
-    """Keep only what is inside of a printed box, if there is one around something."""
+    """Keep only what is inside of a box or a circle, if there is one around something.
+
+    The strokes inside may cross the lines of the box.
+    """
+    near = max(mask.shape) // 40
     pieces, _ = ndimage.label(mask, AROUND)
     for number, box in enumerate(ndimage.find_objects(pieces), 1):
         piece = pieces[box] == number
         if min(piece.shape) < max(mask.shape) / 4:
             continue
-        filled = ndimage.binary_fill_holes(piece)
-        inside = mask[box] & filled & ~piece
-        if inside.sum() > 0.03 * piece.sum() and _has_four_sides(filled):
-            mask = np.zeros_like(mask)
-            mask[box] = inside
+        closed = ndimage.binary_dilation(piece, AROUND, near)  # a circle's ends
+        whole = piece, ndimage.binary_fill_holes(closed)
+        for frame, room in (whole, _find_printed_box(piece, near)):
+            rest = mask[box] & ~frame
+            inside = (rest & room).sum()
+            if inside > 0.05 * frame.sum() and _has_no_notch(room):
+                mask = np.zeros_like(mask)
+                mask[box] = rest
+                break
     return mask
+
+
+def _find_printed_box(piece, near):
+    """The lines of a box that strokes may cross, and the room between them."""
+    across, erasable = _find_lines(piece, 2 * near)
+    down, also_erasable = _find_lines(piece.T, 2 * near)
+    outline = (across + down.T) > 0
+    filled = ndimage.binary_fill_holes(outline)
+    filled = ndimage.binary_opening(filled, AROUND, 4 * near)  # no stroke sticks out
+    filled &= filled.sum() > 1.5 * outline.sum() and _has_four_sides(filled)
+    room = ndimage.binary_erosion(filled, AROUND, 3 * near)
+    return (erasable | also_erasable.T) & ~room, room
 
 
 def drop_lines(mask: ndarray) -> ndarray:
@@ -141,21 +161,27 @@ def drop_lines(mask: ndarray) -> ndarray:
 
 def _drop_lines_across(mask, thin):
     width = mask.shape[1]
-    wide = ndimage.maximum_filter1d(mask, thin, axis=0)  # a line may be tilted a bit
-    long = ndimage.grey_opening(wide, (1, width // 2 + 1))
-    lines, _ = ndimage.label(long, AROUND)
-    crossing = ndimage.grey_opening(mask, (thin + 1, 1))  # a stroke, which stays
-    lines[crossing | ~mask] = 0
-    others = mask & (lines == 0)
+    lines, erasable = _find_lines(mask, thin)
+    others = mask & ~erasable
     if not others.any():
         return mask
     rows, columns = find_box(find_largest(others))
     margin = max(mask[rows, columns].shape) / 4
-    if columns.start < margin or columns.stop > width - margin:
-        return mask  # the digit fills the page, and so may its bars
+    fills_page = columns.start < margin or columns.stop > width - margin
     reach = width // 25 + 1
-    printed = np.intersect1d(lines[:, :reach], lines[:, -reach:])
-    return mask & ~np.isin(lines, printed[printed > 0])
+    printed = np.intersect1d(lines[:, :reach], lines[:, -reach:])  # and 0
+    if fills_page and printed.size < 4:
+        return mask  # two lines may be bars of the digit
+    return mask & ~(erasable & np.isin(lines, printed))
+
+
+def _find_lines(mask, thin):
+    """The numbers of long lines across, without the strokes that cross them."""
+    wide = ndimage.maximum_filter1d(mask, thin, axis=0)  # a line may be tilted a bit
+    long = ndimage.grey_opening(wide, (1, mask.shape[1] // 2 + 1))
+    lines, _ = ndimage.label(long, AROUND)
+    crossing = ndimage.grey_opening(mask, (thin + 1, 1))
+    return lines, (lines > 0) & mask & ~crossing
 
 
 def _drop_others(mask, weight, faint):
@@ -235,10 +261,13 @@ def _has_four_sides(mask):
 
     It is by its moments (an ellipse: 0.91), and it has no notches, as an 8 has.
     """
-    places = np.argwhere(mask)
-    spread = 144 * np.linalg.det(np.cov(places.T))
-    is_plain = 0.96 * spread < mask.sum() ** 2 < 1.03 * spread
-    return is_plain and mask.sum() > 0.97 * ConvexHull(places).volume  # an area
+    spread = 144 * np.linalg.det(np.cov(np.argwhere(mask).T))
+    return 0.96 * spread < mask.sum() ** 2 < 1.03 * spread and _has_no_notch(mask)
+
+
+def _has_no_notch(mask):
+    """Whether a shape is convex, up to its pixels."""
+    return mask.sum() > 0.98 * ConvexHull(np.argwhere(mask)).volume  # an area
 
 
 def find_largest(mask: ndarray) -> ndarray:
