@@ -4,6 +4,7 @@
 """
 
 import io
+import math
 import sys
 import time
 import zlib
@@ -23,7 +24,7 @@ from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import PROJECT_ROOT, TRANSFORM, load_mnist
 from mnist_helpers.handwriting import predict
 from mnist_helpers.handwriting.page import AVERAGE, PictureError, find_box, resize
-from mnist_helpers.handwriting.predict import VIEWS, main, predict_picture
+from mnist_helpers.handwriting.predict import NO_DIGIT, VIEWS, main, predict_picture
 from mnist_helpers.model import MLP, load_model
 
 # --- What is drawn: digits, a random generator -> ink `[height, width]` in 0..1, label.
@@ -610,9 +611,9 @@ def test_digits_of_every_kind_are_right(mnist):
 
 def test_what_is_no_digit_is_refused_or_doubted():
     table = measure(load_trained(), None, NO_DIGITS, 30)
-    assert table["surely wrong"]["letter"] < 0.15
+    assert table["surely wrong"]["letter"] < 0.1
     assert table["right"]["blank"] > 0.96
-    assert table["right"].drop("letter").mean() > 0.92
+    assert table["right"].mean() > 0.9
 
 
 def test_pictures_take_milliseconds(mnist):
@@ -638,8 +639,10 @@ def test_probabilities_are_the_mean_softmax_of_warped_views():
     assert model.training  # it is left as it was
     images = answer.pixels.expand(VIEWS, 28, 28)
     views = warp_digits(images, generator=torch.Generator().manual_seed(0))
-    wanted = model.eval()(TRANSFORM(views)).softmax(dim=1).mean(dim=0)
-    torch.testing.assert_close(answer.probabilities, wanted)
+    odds = model.eval()(TRANSFORM(views)).exp()
+    none = math.exp(NO_DIGIT)
+    wanted = (odds + none / 10) / (odds.sum(dim=1, keepdim=True) + none)
+    torch.testing.assert_close(answer.probabilities, wanted.mean(dim=0))
 
 
 def test_images_go_to_where_the_model_is():
@@ -650,7 +653,7 @@ def test_images_go_to_where_the_model_is():
 def read_divided(plain, warped):
     """A model answers `plain` to a stroke as it is, `warped` to warped views of it."""
     model = nn.Linear(784, 10)
-    logits = torch.tensor([plain] + [warped] * VIEWS).log()
+    logits = torch.tensor([plain] + [warped] * VIEWS).log() + 20
     model.register_forward_hook(lambda *_: logits)
     return predict_picture(model, STROKE)
 
@@ -682,7 +685,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "PROJECT_ROOT", tmp_path)
     weights = MLP(()).state_dict()
     weights["layers.0.weight"].zero_()
-    weights["layers.0.bias"] = torch.tensor(FOUR).log()
+    weights["layers.0.bias"] = torch.tensor(FOUR).log() + 20
     torch.save(weights, "model.pth")
     for name, page in (("good", STROKE), ("四", STROKE), ("blank", 0 * STROKE)):
         Image.fromarray(page).save(f"{name}.png")

@@ -19,6 +19,7 @@ from mnist_helpers.model import ModelError, load_model
 from mnist_helpers.plots import BLUE, ORANGE, NotebookFigure, make_axes
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
+NO_DIGIT = 2.0  # the logit of an answer of its own: "none of the ten"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +80,9 @@ def predict_picture(model: nn.Module, source) -> Prediction:
 
     The digit is the model's for the picture as it is. The doubt is that of `VIEWS`
     warped views of it, always the same ones, though no other digit is given more than
-    that one.
+    that one. Where the logits of all ten digits are small, little looks like any of
+    them: "none" then takes a share, which is spread evenly over the ten (compare Liu
+    et al. 2020, "Energy-based out-of-distribution detection").
 
     Args:
         model: Any model of `[batch, 784] float32`; it is left as it is.
@@ -94,9 +97,11 @@ def predict_picture(model: nn.Module, source) -> Prediction:
     views = warp_digits(pixels.expand(VIEWS, -1, -1), generator=generator)
     images = torch.cat([pixels[None] / 255, views])
     batch = TRANSFORM(images), torch.zeros(len(images))  # there are no labels
-    probabilities = evaluate(model, [batch]).probabilities  # [1 + VIEWS, 10]
-    digit = probabilities[0].argmax()
-    shares = probabilities[1:].mean(dim=0)
+    logits = evaluate(model, [batch]).logits  # [1 + VIEWS, 10]
+    digit = logits[0].argmax()
+    with_none = nn.functional.pad(logits[1:], (0, 1), value=NO_DIGIT)
+    *shares, none = with_none.softmax(dim=1).mean(dim=0)
+    shares = torch.stack(shares) + none / NUM_CLASSES
     share = shares[digit].clamp(min=1e-9)  # it may be too small for a float32
     shares = shares.clamp(max=0.999 * share)
     shares[digit] = share
