@@ -74,17 +74,14 @@ SOURCES = {
     "mask": (SEVEN > 100).astype(np.uint8),
     "turned": save(np.rot90(SEVEN), exif=EXIF),
     "16-bit PNG": save(WIDE),
-    "12 bit": WIDE // 16,
     "overshoots": GREY * 1.08 - 0.04,
     "-1..1": GREY * 2 - 1,
-    "normalised": (GREY - 0.1307) / 0.3081,
     "channels first": torch.from_numpy(COLOURS).permute(2, 0, 1)[None],
     "bfloat16 with gradient": torch.tensor(GREY).bfloat16().requires_grad_(),
     "palette": PAPER.convert("P"),
     "as bright as the paper": PINK,
     "black, transparent": save(ink_alone([0, 0, 0])).getvalue(),
     "white, transparent": ink_alone([255, 255, 255]),
-    "red, transparent": ink_alone([200, 30, 30]),
 }
 
 

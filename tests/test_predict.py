@@ -502,15 +502,6 @@ def word(rng):
     return write("".join(rng.choice(letters, rng.integers(2, 7))), rng)
 
 
-def cursive(rng):
-    t = np.linspace(0, 1, 300)
-    angle = 2 * np.pi * rng.uniform(2, 5) * t
-    tall = rng.uniform(10, 25) * (1 + 0.4 * np.sin(17 * t + rng.uniform(0, 6)))
-    x = t * 180 + 8 * np.sin(angle + 1)
-    y = tall * np.sin(angle)
-    return 1 - draw([np.transpose([x, y])], 4, height=1)
-
-
 def tangle(rng):
     corners = rng.uniform(0, 100, (rng.integers(8, 25), 2)).repeat(12, axis=0)
     path = ndimage.gaussian_filter1d(corners, 5, axis=0)
@@ -536,7 +527,6 @@ def texture(rng):
     tiles = [
         noise,
         (clouds - 0.5) / clouds.std() / 4 + 0.5,
-        (x // period + y // period) % 2.0,
         (x % period + rng.integers(2) * (y % period)) / period,
     ]
     return rng.choice(tiles)
@@ -546,7 +536,6 @@ NO_DIGITS = {
     "blank": blank,
     "texture": texture,
     "word": word,
-    "cursive": cursive,
     "tangle": tangle,
     "letter": letter,
 }
