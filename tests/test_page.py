@@ -209,8 +209,8 @@ LIGHTER = fill((130, 160, 80, 120))  # a part of the digit
 
 def test_faint_and_small_ink_is_read():
     for page, height in (
-        (paint(MASK) - 0.6 * 0.43 * LIGHTER, 60),
-        (paint(MASK) - 0.6 * 0.44 * LIGHTER, 90),
+        (paint(MASK) - 0.6 * 0.41 * LIGHTER, 60),
+        (paint(MASK) - 0.6 * 0.42 * LIGHTER, 90),
         (paint(MASK, 0.872), 60),
         (paint(MASK, 0.8) + GRAIN, 60),
         (paint(fill((50, 52, 50, 52))), 40),  # seen from near

@@ -426,7 +426,7 @@ KINDS = {
     "hollow": (hollow, 0.6),
     "any size": (any_size, 0.97),
     "photograph": (photograph, 0.96),
-    "far away": (partial(photograph, scale=(2, 4), shift=0.4), 0.8),
+    "far away": (partial(photograph, scale=(2, 4), shift=0.4), 0.88),
     "sheet on a table": (on_table, 0.95),
     "on a light table": (
         partial(

@@ -80,8 +80,8 @@ def find_strokes(page: ndarray) -> ndarray:
             "nothing stands out from the paper: "
             "a blank page, or writing too faint or small"
         )
-    contrast = np.average(visible, weights=visible**3)  # shadows hardly count
-    mask = drop_frames(drop_lines(ink > 0.45 * contrast))
+    contrast = np.average(visible, weights=visible**6)  # shadows hardly count
+    mask = drop_frames(drop_lines(ink > 0.42 * contrast))
     is_faint = contrast < 0.5 and _find_even_paper(page) is None
     mask = _drop_others(mask, ink**3, is_faint)
     box = find_box(mask)
