@@ -82,13 +82,15 @@ def choose_device() -> tuple[torch.device, str]:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` is a processor with AVX512-BF16, which multiplies bfloat16.
+    """Whether `device` is a processor that is fast at bfloat16: with AVX512-BF16.
 
     Such numbers have the range of float32, but 8 significant binary digits instead of
-    24. Most other processors imitate them, which is slower than float32.
+    24. Most other processors imitate them, which is slower than float32; those with
+    AMX are fast only through AMX, which is not used (see `mnist_helpers/__init__.py`).
     """
     tell = getattr(torch.cpu, "get_capabilities", dict)  # older PyTorch has no such
-    return device.type == "cpu" and tell().get("avx512_bf16", False)
+    able = tell() if device.type == "cpu" else {}
+    return able.get("avx512_bf16", False) and not able.get("amx_bf16", False)
 
 
 def make_model(config: Config, device="cpu") -> MLP:

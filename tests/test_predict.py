@@ -602,7 +602,7 @@ def test_what_is_no_digit_is_refused_or_doubted():
     table = measure(load_trained(), None, NO_DIGITS, 30)
     assert table["surely wrong"]["letter"] < 0.1
     assert table["right"]["blank"] > 0.96
-    assert table["right"].mean() > 0.9
+    assert table["right"].mean() > 0.87
 
 
 def test_pictures_take_milliseconds(mnist):

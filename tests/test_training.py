@@ -320,11 +320,11 @@ def install_card(monkeypatch):
         monkeypatch.setattr(torch.accelerator, name, answer_once)
 
 
-def test_bfloat16_where_the_processor_announces_it(monkeypatch):
-    for announced in (True, False):
-        tell = {"avx512_bf16": announced, "amx_bf16": True}.copy
+def test_bfloat16_where_the_processor_is_fast_at_it_without_amx(monkeypatch):
+    for announced, amx in ((True, False), (True, True), (False, False)):
+        tell = {"avx512_bf16": announced, "amx_bf16": amx}.copy
         monkeypatch.setattr(torch.cpu, "get_capabilities", tell, raising=False)
-        assert has_bfloat16(torch.device("cpu")) == announced
+        assert has_bfloat16(torch.device("cpu")) == (announced and not amx)
         assert not has_bfloat16(torch.device("meta"))
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # older PyTorch
     assert not has_bfloat16(torch.device("cpu"))
