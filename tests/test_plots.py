@@ -97,6 +97,8 @@ def test_lines_hold_what_was_given():
     assert points_of(right.lines[0]) == [[1, 3], [10, 2], [100, 1]]
     assert points_of(right.lines[1]) == [[1, 2.5], [10, 1.5], [100, 0.5]]
     assert legend_of(right) == ["slow", "fast"]
+    assert right.lines[0].get_color() == "#0072B2"
+    assert right.lines[0].get_marker() == "o"
     assert (right.get_xscale(), right.get_yscale()) == ("log", "linear")
     assert (right.get_title(), right.get_xlabel()) == ("T", "rate")
     assert right.get_ylabel() == "gain"

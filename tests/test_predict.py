@@ -24,7 +24,7 @@ from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import PROJECT_ROOT, TRANSFORM, load_mnist
 from mnist_helpers.handwriting import predict
 from mnist_helpers.handwriting.page import AVERAGE, PictureError, find_box, resize
-from mnist_helpers.handwriting.predict import NO_DIGIT, VIEWS, main, predict_picture
+from mnist_helpers.handwriting.predict import FLOOR, VIEWS, main, predict_picture
 from mnist_helpers.model import MLP, load_model
 
 # --- What is drawn: digits, a random generator -> ink `[height, width]` in 0..1, label.
@@ -628,10 +628,9 @@ def test_probabilities_are_the_mean_softmax_of_warped_views():
     assert model.training  # it is left as it was
     images = answer.pixels.expand(VIEWS, 28, 28)
     views = warp_digits(images, generator=torch.Generator().manual_seed(0))
-    odds = model.eval()(TRANSFORM(views)).exp()
-    none = math.exp(NO_DIGIT)
-    wanted = (odds + none / 10) / (odds.sum(dim=1, keepdim=True) + none)
-    torch.testing.assert_close(answer.probabilities, wanted.mean(dim=0))
+    odds = model.eval()(TRANSFORM(views)).exp() + math.exp(FLOOR)
+    wanted = (odds / odds.sum(dim=1, keepdim=True)).mean(dim=0)
+    torch.testing.assert_close(answer.probabilities, wanted)
 
 
 def test_images_go_to_where_the_model_is():

@@ -113,9 +113,9 @@ def find_ink(page: ndarray) -> ndarray:
 
 
 def drop_frames(mask: ndarray) -> ndarray:
-    """Keep only what is inside of a box or a circle, if there is one around something.
+    """Remove a box or a circle around something, and all that is outside.
 
-    The strokes inside may cross the lines of the box.
+    Strokes may cross the lines of the box, and stay.
     """
     near = max(mask.shape) // 40
     pieces, _ = ndimage.label(mask, AROUND)
@@ -169,8 +169,8 @@ def _drop_lines_across(mask, thin):
     margin = max(mask[rows, columns].shape) / 4
     fills_page = columns.start < margin or columns.stop > width - margin
     reach = width // 25 + 1
-    printed = np.intersect1d(lines[:, :reach], lines[:, -reach:])  # and 0
-    if fills_page and printed.size < 4:
+    printed = np.intersect1d(lines[:, :reach], lines[:, -reach:])
+    if fills_page and printed.size < 4:  # 0, which is no line, is one of them
         return mask  # two lines may be bars of the digit
     return mask & ~(erasable & np.isin(lines, printed))
 

@@ -19,7 +19,7 @@ from mnist_helpers.model import ModelError, load_model
 from mnist_helpers.plots import BLUE, ORANGE, NotebookFigure, make_axes
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
-NO_DIGIT = 2.0  # the logit of an answer of its own: "none of the ten"
+FLOOR = -0.3  # a soft lower limit of the logits: where all are low, none is sure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,8 +81,8 @@ def predict_picture(model: nn.Module, source) -> Prediction:
     The digit is the model's for the picture as it is. The doubt is that of `VIEWS`
     warped views of it, always the same ones, though no other digit is given more than
     that one. Where the logits of all ten digits are small, little looks like any of
-    them: "none" then takes a share, which is spread evenly over the ten (compare Liu
-    et al. 2020, "Energy-based out-of-distribution detection").
+    them, and none is sure (compare Liu et al. 2020, "Energy-based out-of-distribution
+    detection").
 
     Args:
         model: Any model of `[batch, 784] float32`; it is left as it is.
@@ -99,9 +99,8 @@ def predict_picture(model: nn.Module, source) -> Prediction:
     batch = TRANSFORM(images), torch.zeros(len(images))  # there are no labels
     logits = evaluate(model, [batch]).logits  # [1 + VIEWS, 10]
     digit = logits[0].argmax()
-    with_none = nn.functional.pad(logits[1:], (0, 1), value=NO_DIGIT)
-    *shares, none = with_none.softmax(dim=1).mean(dim=0)
-    shares = torch.stack(shares) + none / NUM_CLASSES
+    floored = logits[1:].logaddexp(torch.tensor(FLOOR))  # a soft maximum
+    shares = floored.softmax(dim=1).mean(dim=0)
     share = shares[digit].clamp(min=1e-9)  # it may be too small for a float32
     shares = shares.clamp(max=0.999 * share)
     shares[digit] = share
