@@ -7,11 +7,9 @@ from pathlib import Path
 # How long torch's threads spin while they wait for each other: long enough to lose
 # nothing alone, short enough to leave the cores to others (by default, two trainings at
 # once can take over 20 times as long as one). It only counts before torch is loaded; a
-# choice that the user has made stands, here and below.
+# choice that the user has made stands.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's OpenMP: Linux
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # LLVM's and Intel's: macOS and Windows
-# Some virtual machines announce AMX and stop the process that uses it for bfloat16.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 try:
     import torch  # noqa: F401

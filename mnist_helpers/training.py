@@ -2,10 +2,12 @@
 
 import copy
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -81,16 +83,21 @@ def choose_device() -> tuple[torch.device, str]:
     return device, "a trial training worked"
 
 
+@cache
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` is a processor that is fast at bfloat16: with AVX512-BF16.
+    """Whether `device` is a processor that is fast at bfloat16: with AVX512-BF16, AMX.
 
     Such numbers have the range of float32, but 8 significant binary digits instead of
-    24. Most other processors imitate them, which is slower than float32; those with
-    AMX are fast only through AMX, which is not used (see `mnist_helpers/__init__.py`).
+    24. Other processors imitate them, which is slower than float32. Some virtual
+    machines announce AMX and stop whoever uses it, so another process tries it first.
     """
     tell = getattr(torch.cpu, "get_capabilities", dict)  # older PyTorch has no such
     able = tell() if device.type == "cpu" else {}
-    return able.get("avx512_bf16", False) and not able.get("amx_bf16", False)
+    if not able.get("amx_bf16"):
+        return able.get("avx512_bf16", False)
+    program = "import torch; x = torch.ones(64, 64).bfloat16(); x @ x"
+    trial = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    return trial.returncode == 0
 
 
 def make_model(config: Config, device="cpu") -> MLP:

@@ -8,11 +8,7 @@ import pytest
 
 from mnist_helpers.data import PROJECT_ROOT
 
-SETTINGS = {
-    "GOMP_SPINCOUNT": "1000",
-    "KMP_BLOCKTIME": "0",
-    "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
-}
+SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 SHOW = f"import os; print(*map(os.environ.get, {[*SETTINGS]}))"
 
 

@@ -1,6 +1,7 @@
 """Training: one epoch by hand, same config same weights, and what can stop it."""
 
 import math
+import sys
 from dataclasses import FrozenInstanceError, replace
 from unittest import mock
 
@@ -320,12 +321,16 @@ def install_card(monkeypatch):
         monkeypatch.setattr(torch.accelerator, name, answer_once)
 
 
-def test_bfloat16_where_the_processor_is_fast_at_it_without_amx(monkeypatch):
-    for announced, amx in ((True, False), (True, True), (False, False)):
+@pytest.mark.parametrize("works", [True, False])
+def test_bfloat16_where_the_processor_is_fast_at_it(monkeypatch, works):
+    monkeypatch.setattr(sys, "executable", sys.executable if works else "false")
+    for announced, amx in ((True, True), (True, False), (False, False)):
+        has_bfloat16.cache_clear()
         tell = {"avx512_bf16": announced, "amx_bf16": amx}.copy
         monkeypatch.setattr(torch.cpu, "get_capabilities", tell, raising=False)
-        assert has_bfloat16(torch.device("cpu")) == (announced and not amx)
+        assert has_bfloat16(torch.device("cpu")) == (announced and (works or not amx))
         assert not has_bfloat16(torch.device("meta"))
+    has_bfloat16.cache_clear()
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # older PyTorch
     assert not has_bfloat16(torch.device("cpu"))
 
