@@ -37,7 +37,7 @@ class Config:
     and down to almost nothing (Smith and Topin 2018). `augmentation`: strength of the
     random warps; `augmentation_fade`: the share of it that is gone at the end.
     `hard_fraction`: fraction of the digits shown in each epoch, hard ones more often.
-    `bfloat16`: multiply numbers of half the size (see `has_bfloat16`).
+    `bfloat16`: multiply numbers of half the size, where `has_bfloat16`.
     """
 
     hidden: tuple[PositiveInt, ...] = Field((256, 128), strict=False)  # or a list
@@ -95,7 +95,7 @@ def has_bfloat16(device: torch.device) -> bool:
     able = tell() if device.type == "cpu" else {}
     if not able.get("amx_bf16"):
         return able.get("avx512_bf16", False)
-    program = "import torch; x = torch.ones(64, 64).bfloat16(); x @ x"
+    program = "import torch; x = torch.ones(1024, 1024).bfloat16(); x @ x"
     trial = subprocess.run([sys.executable, "-c", program], capture_output=True)
     return trial.returncode == 0
 
@@ -188,6 +188,7 @@ def fit(
             pct_start=0.15,
         )
     loss_function = nn.CrossEntropyLoss(reduction="none")
+    bfloat16 = config.bfloat16 and has_bfloat16(train.labels.device)
     losses = torch.full_like(train.labels, 3.0, dtype=torch.float32)  # unseen: hard
     for done in range(config.epochs):
         start = time.perf_counter()
@@ -201,7 +202,7 @@ def fit(
                 train[shown], config.batch_size, transform=v2.Compose([warp, TRANSFORM])
             )
             new = train_epoch(
-                model, loader, loss_function, optimizer, scheduler, config.bfloat16
+                model, loader, loss_function, optimizer, scheduler, bfloat16
             )
             if validation:
                 result = evaluate(model, make_loader(validation, 1000))

@@ -49,6 +49,7 @@ FAST = Config(
     augmentation=0.6,
     augmentation_fade=0.5,
     hard_fraction=0.2,
+    bfloat16=True,
     batch_size=512,
     epochs=10,
 )
@@ -148,7 +149,7 @@ def run_recipe(name, config, train, test, seeds, local=False):
     device = train.labels.device
     accuracies = []
     for seed in range(seeds):
-        config = replace(config, seed=seed, bfloat16=has_bfloat16(device))
+        config = replace(config, seed=seed)
         model = make_model(config)
         if local:
             torch.manual_seed(seed)
@@ -179,9 +180,8 @@ def train_together(count, config, train):
 
 def compare_parallel(final, train, spin_counts):
     """One training alone and two at once, on the CPU."""
-    bfloat16 = has_bfloat16(train.labels.device)
     trainings = {
-        "final network, 8 epochs": replace(final, epochs=8, bfloat16=bfloat16),
+        "final network, 8 epochs": replace(final, epochs=8),
         "784-256-128-10, batch 64, 1 epoch": Config(epochs=1),
     }
     for spin_count in spin_counts:
@@ -217,7 +217,9 @@ def main():
     on_cpu, test = data.load_mnist(download=False)
     device, _ = choose_device()
     train = on_cpu.to(device)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
+    number = "bfloat16" if has_bfloat16(device) else "float32"
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, {device}, {number}")
     if chosen.parallel:
         compare_parallel(final, on_cpu, chosen.parallel)
     elif chosen.picture:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import socket
 import struct
 
@@ -17,9 +16,6 @@ from torchvision.datasets import MNIST
 
 from mnist_helpers import data
 from mnist_helpers.data import DataMissingError, Digits, load_mnist
-
-# Tests multiply bfloat16 also where `has_bfloat16` would find that AMX stops them.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 THIS_MACHINE = (None, "", "localhost", "127.0.0.1", "::1")
 
