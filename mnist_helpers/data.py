@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.datasets import MNIST
+from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
@@ -100,8 +100,8 @@ def load_mnist(
                 f"instead of {size:,} with md5 {md5}. "
                 "Delete it and load again to download it anew."
             )
-    train = MNIST(root)
-    test = MNIST(root, train=False)
+    train = datasets.MNIST(root, train=True)
+    test = datasets.MNIST(root, train=False)
     return Digits(train.data, train.targets), Digits(test.data, test.targets)
 
 
@@ -133,12 +133,13 @@ def download_mnist(root: Path, allowed: bool) -> None:
         if not allowed:
             raise RuntimeError("downloading was not asked for")
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # a stalled server is an error
-        MNIST(root, download=True)
+        datasets.MNIST(root, download=True)
     except Exception as error:  # a dozen kinds, from the socket to the archive
         files = [f"  {name} ({size:,} bytes)" for name, (size, _) in RAW_FILES.items()]
         raise DataMissingError(
             f"MNIST is not complete in {root / RAW}: {error}\nCopy these four files "
-            f"there, or their archives from {MNIST.mirrors[0]}:\n" + "\n".join(files)
+            f"there, or their archives from {datasets.MNIST.mirrors[0]}:\n"
+            + "\n".join(files)
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
@@ -164,7 +165,7 @@ def load_offline_digits() -> tuple[Digits, Digits]:
 def split_digits(digits: Digits, fraction: float = 1 / 12) -> tuple[Digits, Digits]:
     """The first digits to train on, and the last `fraction` to validate on.
 
-    Not drawn at random: neighbours in MNIST's files were written by the same person,
+    Not drawn at random: digits close together in MNIST's files are often by one person,
     and the validation digits must come from people whom the network does not know.
     """
     size = round(len(digits) * (1 - fraction))
