@@ -29,11 +29,6 @@ class Evaluation:
         """Fraction of images predicted right."""
         return (self.predictions == self.labels).double().mean().item()
 
-    @property
-    def probabilities(self) -> Tensor:
-        """Softmax of the logits, `[N, 10] float32`."""
-        return self.logits.softmax(dim=1)
-
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: torch.utils.data.DataLoader) -> Evaluation:

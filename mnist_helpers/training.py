@@ -65,7 +65,6 @@ class Epoch:
     train_loss: float  # mean cross-entropy in nats, measured while training
     validation_loss: float
     validation_accuracy: float  # a fraction
-    learning_rate: float = math.nan  # of the epoch's first step
     seconds: float = math.nan
 
 
@@ -102,10 +101,9 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def make_model(config: Config, device="cpu") -> MLP:
     """A fresh `MLP`; the same config gives the same weights to start from."""
-    with random_numbers(device, config.seed):
-        return MLP(
-            config.hidden, config.activation, config.batch_norm, config.dropout
-        ).to(device)
+    torch.manual_seed(config.seed)
+    model = MLP(config.hidden, config.activation, config.batch_norm, config.dropout)
+    return model.to(device)
 
 
 def make_optimizer(model: MLP, config: Config) -> optim.Optimizer:
@@ -192,11 +190,13 @@ def fit(
     losses = torch.full_like(train.labels, 3.0, dtype=torch.float32)  # unseen: hard
     for done in range(config.epochs):
         start = time.perf_counter()
-        rate = optimizer.param_groups[0]["lr"]
         strength = 1 - config.augmentation_fade * done / config.epochs
         warp = partial(warp_digits, strength=config.augmentation * strength)
         loss = accuracy = math.nan
-        with undo_if_stopped(model), random_numbers(losses.device, config.seed, done):
+        # So that nothing that draws between the epochs changes the training. (Pairs of
+        # whole numbers have the same hash everywhere.)
+        torch.manual_seed(hash((config.seed, done)))
+        with undo_if_stopped(model):
             shown = draw_digits(losses, count)  # [count] places in `train`
             loader = make_loader(
                 train[shown], config.batch_size, transform=v2.Compose([warp, TRANSFORM])
@@ -208,14 +208,8 @@ def fit(
                 result = evaluate(model, make_loader(validation, 1000))
                 loss, accuracy = result.loss, result.accuracy
         losses[shown] = new
-        yield Epoch(
-            done + 1,
-            new.mean().item(),
-            loss,
-            accuracy,
-            rate,
-            time.perf_counter() - start,
-        )
+        seconds = time.perf_counter() - start
+        yield Epoch(done + 1, new.mean().item(), loss, accuracy, seconds)
 
 
 def draw_digits(losses: Tensor, count: int) -> Tensor:
@@ -233,14 +227,6 @@ def score_config(config: Config, train: Digits, validation: Digits) -> float:
     """The validation accuracy of a fresh network after a whole training, a fraction."""
     model = make_model(config, train.labels.device)
     return list(fit(model, config, train, validation))[-1].validation_accuracy
-
-
-@contextmanager
-def random_numbers(device, *seed: int):
-    """torch's random numbers start at `seed`, and go on afterwards as if unused."""
-    with torch.random.fork_rng([device] if "cuda" in str(device) else []):
-        torch.manual_seed(hash(seed))  # whole numbers have the same hash everywhere
-        yield
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def score():
 
 
 def make_history(accuracy, epochs=2):
-    return [Epoch(1, 0.1, 0.1, accuracy, 1e-3, 1.25)] * epochs
+    return [Epoch(1, 0.1, 0.1, accuracy, 1.25)] * epochs
 
 
 def test_search_space():
