@@ -61,6 +61,7 @@ SQUARE = fill((40, 160, 40, 160))
         (SQUARE, 0.8, False),  # hardly lighter
         (SQUARE & ~fill((73, 127, 73, 127)), 0.5, False),  # a frame
         (SQUARE & ~fill((74, 126, 74, 126)), 0.5, True),
+        (SQUARE & ~fill((60, 140, 60, 140)) | fill((65, 135, 65, 135)), 0.5, True),  # 0
         (np.hypot(X, Y) < 70, 0.5, False),
         (fill((40, 100, 40, 130), (100, 160, 48, 138)), 0.5, True),
         (fill((40, 100, 40, 130), (100, 160, 50, 140)), 0.5, False),  # notches: an 8?
@@ -123,6 +124,13 @@ def test_strokes_may_cross_the_lines_of_a_box(stroke):
     assert left[lines].mean() < 0.04  # but for the corners
 
 
+def test_cell_of_a_form_is_removed():
+    rules = fill((30, 33, 0, SIDE), (167, 170, 0, SIDE))
+    sides = fill((30, 170, 30, 33), (30, 170, 167, 170))
+    found = find_strokes(paint(MASK | rules | sides))
+    assert found.shape == pytest.approx((60, 40), abs=2)
+
+
 STEM = (40, 140, 132, 140)
 LINE = (150, 153, 0, SIDE)
 
@@ -146,6 +154,12 @@ LINE = (150, 153, 0, SIDE)
         (True, (3, 195, 180, 195), [(3, 8, 0, SIDE)]),
         (True, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE)]),
         (False, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE), (120, 123, 0, SIDE)]),
+        (False, DIGIT, [(150, 153, 40, 149)]),  # beside the digit, 1.8 times as long
+        (True, DIGIT, [(150, 153, 40, 150)]),
+        (True, DIGIT, [(150, 153, 80, 185)]),  # not beyond both its sides
+        (True, DIGIT, [(131, 134, 40, 149)]),  # it touches the digit
+        (False, (20, 145, 90, 110), [(160, 163, 50, 155)]),
+        (True, (20, 145, 90, 110), [(160, 163, 50, 154)]),  # the bar of a 7?
     ],
 )
 def test_line_is_printed_from_border_to_border_thin_and_nearly_straight(

@@ -38,11 +38,10 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
         return
     is_light = small > (dark + light) / 2
     for part in (is_light, ~is_light):
-        patch = find_largest(part)
-        sheet = ndimage.binary_fill_holes(patch)
+        sheet = ndimage.binary_fill_holes(find_largest(part))
         inside = Image.fromarray(ndimage.binary_erosion(sheet, AROUND, 2))
         inside = np.asarray(inside.resize(page.shape[::-1]))
-        if inside.any() and patch.sum() >= 0.8 * sheet.sum() and _is_sheet(sheet):
+        if inside.any() and part[sheet].mean() >= 0.8 and _is_sheet(sheet):
             box = find_box(inside)
             nearest = ndimage.distance_transform_edt(
                 ~inside[box], return_distances=False, return_indices=True
@@ -81,7 +80,10 @@ def find_strokes(page: ndarray) -> ndarray:
             "a blank page, or writing too faint or small"
         )
     contrast = np.average(visible, weights=visible**6)  # shadows hardly count
-    mask = drop_frames(drop_lines(ink > 0.42 * contrast))
+    mask = ink > 0.42 * contrast
+    mask = drop_frames(mask) & drop_lines(mask)
+    if not mask.any():
+        raise PictureError("nothing but printed lines stands out from the paper")
     is_faint = contrast < 0.5 and _find_even_paper(page) is None
     mask = _drop_others(mask, ink**3, is_faint)
     box = find_box(mask)
@@ -166,13 +168,21 @@ def _drop_lines_across(mask, thin):
     if not others.any():
         return mask
     rows, columns = find_box(find_largest(others))
-    margin = max(mask[rows, columns].shape) / 4
-    fills_page = columns.start < margin or columns.stop > width - margin
+    size = max(mask[rows, columns].shape)
     reach = width // 25 + 1
-    printed = np.intersect1d(lines[:, :reach], lines[:, -reach:])
-    if fills_page and printed.size < 4:  # 0, which is no line, is one of them
-        return mask  # two lines may be bars of the digit
-    return mask & ~(erasable & np.isin(lines, printed))
+    whole, short = [], []
+    for number, (_, across) in enumerate(ndimage.find_objects(lines), 1):
+        start, stop = across.start, across.stop
+        if start < reach and stop > width - reach:  # from border to border
+            whole.append(number)
+        beyond = start < columns.start and stop > columns.stop
+        # Part of a box, or below the digit; shorter, it may be the bar of a 7.
+        if beyond and 0.55 < size / (stop - start) < 1.2 and number not in lines[rows]:
+            short.append(number)
+    fills_page = columns.start < size / 4 or columns.stop > width - size / 4
+    if fills_page and len(whole) < 3:
+        whole = []  # two lines may be bars of the digit
+    return mask & ~(erasable & np.isin(lines, whole + short))
 
 
 def _find_lines(mask, thin):
