@@ -100,7 +100,10 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def make_model(config: Config, device="cpu") -> MLP:
-    """A fresh `MLP`; the same config gives the same weights to start from."""
+    """A fresh `MLP`; the same config gives the same weights to start from.
+
+    Seeds torch's random numbers.
+    """
     torch.manual_seed(config.seed)
     model = MLP(config.hidden, config.activation, config.batch_norm, config.dropout)
     return model.to(device)
@@ -165,7 +168,7 @@ def fit(
     """Train `model` as `config` says, on the device of the digits.
 
     Yields a record after every epoch. A fresh model, the same config and digits give
-    the same result. Raises `TrainingError` when the loss stops being a number; after
+    the same result: every epoch seeds torch's random numbers anew. Raises `TrainingError` when the loss stops being a number; after
     that or a stop, the model has the weights of the last complete epoch. `ValueError`
     if there are not two digits for an epoch.
     """
@@ -193,8 +196,8 @@ def fit(
         strength = 1 - config.augmentation_fade * done / config.epochs
         warp = partial(warp_digits, strength=config.augmentation * strength)
         loss = accuracy = math.nan
-        # So that nothing that draws between the epochs changes the training. (Pairs of
-        # whole numbers have the same hash everywhere.)
+        # What draws between the epochs changes nothing. (Pairs of whole numbers have
+        # the same hash everywhere.)
         torch.manual_seed(hash((config.seed, done)))
         with undo_if_stopped(model):
             shown = draw_digits(losses, count)  # [count] places in `train`
