@@ -168,9 +168,10 @@ def fit(
     """Train `model` as `config` says, on the device of the digits.
 
     Yields a record after every epoch. A fresh model, the same config and digits give
-    the same result: every epoch seeds torch's random numbers anew. Raises `TrainingError` when the loss stops being a number; after
-    that or a stop, the model has the weights of the last complete epoch. `ValueError`
-    if there are not two digits for an epoch.
+    the same result: every epoch seeds torch's random numbers anew. Raises
+    `TrainingError` when the loss stops being a number; after that or a stop, the model
+    has the weights of the last complete epoch. `ValueError` if there are not two
+    digits for an epoch.
     """
     count = round(len(train) * config.hard_fraction)  # digits shown in an epoch
     if count % config.batch_size == 1:
