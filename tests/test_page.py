@@ -232,9 +232,14 @@ def test_faint_and_small_ink_is_read():
         assert len(find_strokes(page)) == pytest.approx(height, abs=2)
 
 
+EMPTY_BOX = fill((13, 110, 3, 195)) & ~fill((14, 109, 4, 194))
+LINES = fill((29, 30, 100, 200), (37, 38, 8, 144))  # one leaves the box
+
+
 @pytest.mark.parametrize(
     ("page", "reason"),
     [  # a page, why nothing is read
+        (paint(EMPTY_BOX | LINES), "nothing but printed lines"),
         (0.0 * X, "nothing"),
         (paint(MASK, 0.874), "nothing"),
         (paint(MASK, 0.81) + GRAIN, "nothing"),
