@@ -57,6 +57,8 @@ def test_elastic_part(monkeypatch):
     common = moved[:, 14, 14] * moved[:, 14, 10]
     assert common.mean() == pytest.approx(0.78, abs=0.04)
     assert torch.linalg.matrix_rank(moved[..., 0].flatten(1), rtol=1e-4) == 49
+    bumps = augment._make_fields(images.device)[3:]
+    torch.testing.assert_close(bumps, bumps.flip(0, 1))  # as strong on each side
 
 
 def test_defaults_and_random_numbers(toy):
