@@ -2,7 +2,6 @@
 
 import math
 import random
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,7 +51,6 @@ def warp_digits(
     return warped.view_as(images).clamp_(0, 1)  # bicubic sampling overshoots
 
 
-@cache
 def _make_fields(device):
     """What a warp is a weighted sum of: right, down, ones and bumps, `[3 + 49, 784]`.
 
@@ -92,15 +90,15 @@ def add_flags(digits: Digits, share: float, seed: int = 0) -> Digits:
     writes it with a flag, some with a base. A one that has either already stays as it
     is. The same `seed` chooses and draws the same.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     images = digits.images.clone()
     for index in (digits.labels == 1).nonzero().flatten().tolist():
-        if chance.random() < share:
-            images[index] = _draw_flag(images[index].cpu(), chance)
+        if rng.random() < share:
+            images[index] = _draw_flag(images[index].cpu(), rng)
     return Digits(images, digits.labels, digits.name)
 
 
-def _draw_flag(image, chance):
+def _draw_flag(image, rng):
     """A one `[28, 28] uint8` with a flag, a base or both, if it is a bare stroke."""
     ink = image.flatten() / 255 + 1e-6  # more than nothing, for an empty image
     (wide, slant), (_, tall) = torch.cov(PLACES, aweights=ink).tolist()
@@ -111,7 +109,7 @@ def _draw_flag(image, chance):
     radius = ink.sum() / half / math.hypot(1, slope) / 4
     # An upright stem from -1 to 1 becomes this one: slanted, longer and moved.
     frame = (half - radius) * torch.tensor([[1, 0], [slope, 1]])
-    dots = _plan_flag(chance) @ frame + PLACES @ ink / ink.sum()
+    dots = _plan_flag(rng) @ frame + PLACES @ ink / ink.sum()
     distance = torch.cdist(PLACES.T, dots).amin(1)
     ink = torch.maximum(ink, (radius + 0.5 - distance).clamp(0, 1))
     # MNIST's form again: centred, by whole pixels, since half of one would blur.
@@ -119,15 +117,15 @@ def _draw_flag(image, chance):
     return (ink * 255).round().byte().view_as(image).roll(shift, (1, 0))
 
 
-def _plan_flag(chance):
+def _plan_flag(rng):
     """Where a pen goes for a flag, a base or both: `[dots, 2]`, right and down."""
-    size = chance.uniform(0.15, 0.95)  # as part of the stem
+    size = rng.uniform(0.15, 0.95)  # as part of the stem
     # A long flag keeps close to the stem, or it would make a 7.
-    angle = math.pi / 2 * (chance.uniform(0.22, 0.85) - 0.3 * size)
+    angle = math.pi / 2 * (rng.uniform(0.22, 0.85) - 0.3 * size)
     direction = torch.tensor([-math.sin(angle), math.cos(angle)])
     flag = torch.outer(torch.linspace(0, 2 * size, 40), direction)
     flag[:, 1] -= 1  # from the top of the stem
-    across = chance.uniform(0.25, 1.0) * torch.linspace(-1, 1, 40)
+    across = rng.uniform(0.25, 1.0) * torch.linspace(-1, 1, 40)
     base = torch.stack([across, torch.ones(40)], 1)
-    parts = chance.choice([[flag], [flag], [flag, base], [base]])
+    parts = rng.choice([[flag], [flag], [flag, base], [base]])
     return torch.cat(parts)

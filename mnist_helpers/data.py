@@ -39,7 +39,10 @@ class DataMissingError(DataError):
 
 
 def make_transform() -> v2.Compose:
-    """The preprocessing, for one image or a batch: -> `[batch, 784] float32`."""
+    """The preprocessing, for one image or a batch: -> `[batch, 784] float32`.
+
+    Tensors must be bytes, or floats in 0..1.
+    """
     return v2.Compose(
         [
             v2.ToImage(),  # an image to a tensor [1, 28, 28]; a batch is one already
@@ -86,10 +89,14 @@ def load_mnist(
 ) -> tuple[Digits, Digits]:
     """The 60,000 training and 10,000 test digits, every file checked.
 
-    They are in the folder `root`, or else `find_root()`; what is missing is downloaded.
-    Raises `DataMissingError` if that fails, `DataError` for a damaged file.
+    They are in the folder `root`, or else `find_root()`; what is missing is downloaded,
+    unless `download` is false. Raises `DataMissingError` for files that cannot be had,
+    `DataError` for a damaged one.
     """
     root = Path(root or find_root()).expanduser()
+    old = root / "MNIST/processed/training.pt"
+    if old.exists():  # from a torchvision before 0.9
+        raise DataError(f"{old} would be read instead of {root / RAW}: delete it.")
     if not has_files(root):
         download_mnist(root, download)
     for name, (size, md5) in RAW_FILES.items():
@@ -108,8 +115,8 @@ def load_mnist(
 def find_root() -> Path:
     """The folder that holds MNIST, or that it will be downloaded into.
 
-    The first of the folder that the environment variable `MNIST_ROOT` names and the
-    project's `data/` in which all the files are.
+    That is the one that the environment variable `MNIST_ROOT` names; or the project's
+    `data/` if the variable is not set, or only there all the files are.
     """
     default = PROJECT_ROOT / "data"
     named = Path(os.environ.get("MNIST_ROOT") or default).expanduser()
@@ -179,8 +186,8 @@ def make_loader(
     """
     # Batch norm cannot learn from a single digit: such a last batch is not trained on.
     drop_last = shuffle and len(digits) % batch_size == 1
-    # A whole batch is read (`__getitems__`) and transformed at a time: ten times
-    # faster than one image after another, or more.
+    # A whole batch is read (`__getitems__`) and transformed at a time: several times
+    # faster than one image after another.
     return DataLoader(
         digits,
         batch_size,

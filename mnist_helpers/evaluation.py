@@ -32,10 +32,10 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: torch.utils.data.DataLoader) -> Evaluation:
-    """The model's logits for every image of `loader`, on the CPU.
+    """The model's logits for every image of `loader`, brought to the CPU.
 
-    A copy of the model is asked, with batch norm and dropout as in use, so that each
-    layer of the model itself stays as it is. `ValueError` if there are no digits.
+    A copy of the model computes them on the model's device, with batch norm and dropout
+    as in use; the model itself stays as it is. `ValueError` if there are no digits.
     """
     model = copy.deepcopy(model).eval()
     device = next(model.parameters()).device

@@ -47,7 +47,10 @@ class MLP(nn.Module):
         self.register_state_dict_post_hook(_note_activation)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The scores of the ten digits; `ValueError` for a wrong shape or type."""
+        """The scores of the ten digits; `ValueError` for a wrong shape or type.
+
+        Images `[batch, 28, 28] float32`, transformed but not flattened, are fine too.
+        """
         _check_pixels(pixels)
         return self.layers(pixels.flatten(1))
 
@@ -62,7 +65,7 @@ def _check_pixels(pixels):
 
 
 def _note_activation(model, state, prefix, metadata):
-    """Note beside the tensors of a `state_dict` what they do not tell."""
+    """Keep the activation's name in a `state_dict`, beside its tensors."""
     state._metadata["activation"] = model.activation
 
 

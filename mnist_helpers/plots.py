@@ -128,7 +128,9 @@ def plot_history(history: list, total: int, title: str) -> Figure:
         line = {"": table.validation_accuracy}
         plot_lines(table.number, line, "", "epoch", "validation accuracy", axes[0, 1])
         set_accuracy_scale(axes[0, 1])
-    plot_lines(table.number, losses, "", "epoch", "mean loss (nats)", axes[0, 0])
+    plot_lines(
+        table.number, losses, "", "epoch", "mean loss (nats), log scale", axes[0, 0]
+    )
     set_loss_scale(axes[0, 0])
     for ax in axes.flat:
         ax.set_xlim(0, total + 0.5)
@@ -148,7 +150,8 @@ def set_loss_scale(ax) -> None:
 def set_accuracy_scale(ax) -> None:
     """Spread the y axis of what is drawn: 90%, 99% and 99.9% are about evenly spaced.
 
-    The data stay fractions. The axis reaches from the tick below them to the one above.
+    The data stay fractions. The axis reaches from a tick below the lowest of them to
+    the one at or above the highest.
     """
 
     def stretch(accuracy):  # matplotlib's own `logit` has no place for 0 and 1

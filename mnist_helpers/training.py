@@ -35,7 +35,8 @@ class Config:
     `hidden`: units of each hidden layer. `dropout`: fraction of them silenced at each
     step. `learning_rate`: the highest one where `one_cycle` moves it, up from a 25th
     and down to almost nothing (Smith and Topin 2018). `augmentation`: strength of the
-    random warps; `augmentation_fade`: the share of it that is gone at the end.
+    random warps; `augmentation_fade`: the share of it that is lost, evenly, on the way
+    from the first epoch to the end of the last.
     `hard_fraction`: fraction of the digits shown in each epoch, hard ones more often.
     `bfloat16`: multiply numbers of half the size, where `has_bfloat16`.
     """
@@ -90,10 +91,10 @@ def has_bfloat16(device: torch.device) -> bool:
     24. Other processors imitate them, which is slower than float32. Some virtual
     machines announce AMX and stop whoever uses it, so another process tries it first.
     """
-    tell = getattr(torch.cpu, "get_capabilities", dict)  # older PyTorch has no such
-    able = tell() if device.type == "cpu" else {}
-    if not able.get("amx_bf16"):
-        return able.get("avx512_bf16", False)
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # or an older one
+    capabilities = get_capabilities() if device.type == "cpu" else {}
+    if not capabilities.get("amx_bf16"):
+        return capabilities.get("avx512_bf16", False)
     program = "import torch; x = torch.ones(1024, 1024).bfloat16(); x @ x"
     trial = subprocess.run([sys.executable, "-c", program], capture_output=True)
     return trial.returncode == 0
@@ -155,8 +156,9 @@ def train_epoch(
             losses.append(loss.detach())
         if not all(value.isfinite().all() for value in (*losses, *model.parameters())):
             raise TrainingError(
-                f"with batches of {len(losses[0])}, the loss stopped being a number: "
-                f"try a tenth of the learning rate ({optimizer.defaults['lr']:.2g}), "
+                "the loss stopped being a number, with batches of "
+                f"{len(losses[0])} and a learning rate of "
+                f"{optimizer.defaults['lr']:.2g}: try a tenth of that rate, "
                 "or look for bad pixels"
             )
     return torch.cat(losses)
@@ -192,28 +194,30 @@ def fit(
     loss_function = nn.CrossEntropyLoss(reduction="none")
     bfloat16 = config.bfloat16 and has_bfloat16(train.labels.device)
     losses = torch.full_like(train.labels, 3.0, dtype=torch.float32)  # unseen: hard
-    for done in range(config.epochs):
+    for epoch in range(config.epochs):
         start = time.perf_counter()
-        strength = 1 - config.augmentation_fade * done / config.epochs
+        strength = 1 - config.augmentation_fade * epoch / config.epochs
         warp = partial(warp_digits, strength=config.augmentation * strength)
-        loss = accuracy = math.nan
+        validation_loss = accuracy = math.nan
         # What draws between the epochs changes nothing. (Pairs of whole numbers have
         # the same hash everywhere.)
-        torch.manual_seed(hash((config.seed, done)))
+        torch.manual_seed(hash((config.seed, epoch)))
         with undo_if_stopped(model):
             shown = draw_digits(losses, count)  # [count] places in `train`
             loader = make_loader(
                 train[shown], config.batch_size, transform=v2.Compose([warp, TRANSFORM])
             )
-            new = train_epoch(
+            new_losses = train_epoch(
                 model, loader, loss_function, optimizer, scheduler, bfloat16
             )
             if validation:
                 result = evaluate(model, make_loader(validation, 1000))
-                loss, accuracy = result.loss, result.accuracy
-        losses[shown] = new
+                validation_loss, accuracy = result.loss, result.accuracy
+        losses[shown] = new_losses
         seconds = time.perf_counter() - start
-        yield Epoch(done + 1, new.mean().item(), loss, accuracy, seconds)
+        yield Epoch(
+            epoch + 1, new_losses.mean().item(), validation_loss, accuracy, seconds
+        )
 
 
 def draw_digits(losses: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import optuna
@@ -103,7 +104,10 @@ def describe_changes(config: Config, base: Config) -> str:
 
 
 def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
-    """Keep your own training, the records of `fit`, as a trial like any other."""
+    """Keep your own training, the records of `fit`, as a trial like any other.
+
+    `ValueError` if it had no validation digits.
+    """
     accuracy = history[-1].validation_accuracy
     attributes = {
         "run": "mine",
@@ -120,22 +124,20 @@ def list_runs(study: Study, base: Config, columns: list[str] = COLUMNS) -> pd.Da
     """
     rows = []
     for trial in study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL]):
+        noted = trial.user_attrs
         row = {
-            "run": "trial",
-            "seconds": trial.duration.total_seconds(),
-            "config": None,
-            **trial.user_attrs,
+            "run": f"{noted.get('run', 'trial')} {trial.number}",
             "accuracy": trial.value,
+            "seconds": noted.get("seconds", trial.duration.total_seconds()),
         }
-        row["run"] = f"{row['run']} {trial.number}"
-        try:
-            config = Config(**row["config"])
+        # Another program's trial, or another version's, has no such config.
+        with suppress(KeyError, TypeError, ValueError):
+            config = Config(**noted["config"])
             row |= asdict(config)
+            row["config"] = config
             row["depth"] = len(config.hidden)
             row["width"] = max(config.hidden, default=0)
             row["also"] = describe_changes(config, base)
-        except (TypeError, ValueError):  # another program's, or another version's
-            row["config"] = None
         rows.append(row)
     table = pd.DataFrame(rows, columns=columns)
     table = table.sort_values("accuracy", ascending=False, ignore_index=True)
@@ -147,12 +149,12 @@ def count_missing(study: Study, wanted: int) -> int:
     return max(0, wanted - len(study.get_trials(states=[TrialState.COMPLETE])))
 
 
-def best_config(study: Study) -> Config:
-    """The hyperparameters of the best run; `ValueError` where there is none yet."""
+def best_run(study: Study) -> tuple[Config, float]:
+    """Hyperparameters and accuracy of the best run; `ValueError` if there is none."""
     runs = list_runs(study, BASE, ["accuracy", "config"]).dropna()
     if runs.empty:
         raise ValueError("the study has no result yet: let one trial finish first")
-    return Config(**runs.iloc[0]["config"])
+    return runs["config"].iloc[0], runs["accuracy"].iloc[0]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -104,9 +104,9 @@ def test_plan():
     sizes = []
     turns = []
     sides = []
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(1500):
-        dots = augment._plan_flag(chance)
+        dots = augment._plan_flag(rng)
         if dots[-1, 1] == 1:  # a base
             assert -dots[-40, 0] == dots[-1, 0] == dots[-40:, 0].abs().max()
             sides.append(dots[-1, 0])

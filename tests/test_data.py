@@ -195,6 +195,15 @@ def test_folder_in_place_of_a_file(toy_mnist):
         load_mnist(toy_mnist.parents[1])
 
 
+def test_files_of_an_old_torchvision(toy_mnist):
+    path = toy_mnist.parent / "processed/training.pt"
+    path.parent.mkdir()
+    check_loaded(toy_mnist.parents[1])
+    path.touch()
+    with pytest.raises(DataError, match=r"processed/training\.pt would be read"):
+        load_mnist(toy_mnist.parents[1])
+
+
 # --- downloads, from a server on this machine
 
 

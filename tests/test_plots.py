@@ -171,7 +171,7 @@ def test_history_shows_losses_and_accuracies(count):
         assert read_ticks(ax.xaxis) == ["0", "1", "2"]
         assert ax.get_xlim()[1] > 2  # the last point is whole
         assert ax.get_xlabel() == "epoch"
-    assert left.get_ylabel() == "mean loss (nats)"
+    assert left.get_ylabel() == "mean loss (nats), log scale"
     assert right.get_ylabel() == "validation accuracy"
     assert left.figure.get_suptitle() == "T"
 

@@ -295,7 +295,7 @@ def test_what_is_no_number_stops_training(toy, rate, change):
     start = flatten(model)
     optimizer = torch.optim.SGD(model.parameters(), rate)
     loader = make_loader(toy, 100)
-    message = rf"batches of 100, .* learning rate \({rate:.2g}\), .* pixels"
+    message = rf"batches of 100 .* learning rate of {rate:.2g}: .* pixels"
     with pytest.raises(TrainingError, match=message.replace("+", r"\+")):
         train_epoch(model, loader, lambda *pair: change(PER_DIGIT(*pair)), optimizer)
     assert flatten(model).equal(start)

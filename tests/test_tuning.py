@@ -27,7 +27,7 @@ from mnist_helpers.tuning import (
     BASE,
     COLUMNS,
     StudyError,
-    best_config,
+    best_run,
     count_missing,
     find_storage,
     list_runs,
@@ -123,7 +123,7 @@ def test_a_seed_repeats_the_search():
     assert other.sampler._constant_liar
     assert not study.sampler._constant_liar
     assert study.best_value == max(rates)
-    assert best_config(study).learning_rate == round(max(rates), 4)
+    assert best_run(study)[0].learning_rate == round(max(rates), 4)
     assert study.sampler._n_startup_trials == 6  # as the notebook says
 
 
@@ -160,8 +160,9 @@ def test_own_foreign_and_failed_runs_are_rows(project):
 
     study.optimize(objective, 1, catch=TrainingError)
     with pytest.raises(ValueError, match="no result yet"):
-        best_config(study)
-    study.optimize(lambda trial: trial.set_user_attr("config", {"x": 1}) or 0.5, 1)
+        best_run(study)
+    foreign = {"config": {"x": 1}, "width": "big"}
+    study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs=foreign))
     mine = Config((300, 7), epochs=9, dropout=0.25, seed=3)
     record_run(study, mine, make_history(0.12344))
     record_run(study, replace(BASE, hidden=()), make_history(0.2, epochs=1))
@@ -183,8 +184,8 @@ def test_own_foreign_and_failed_runs_are_rows(project):
         300,
     ]
     assert list(runs.loc[1])[6:] == [(), "", 0, 0]
-    assert runs["width"][3] >= 64
-    assert best_config(study) == replace(BASE, hidden=(), epochs=1)
+    assert runs["width"].max() == 300
+    assert best_run(study) == (replace(BASE, hidden=(), epochs=1), 0.2)
     with pytest.raises(ValueError, match="NaN"):
         record_run(study, mine, make_history(float("nan")))
 
