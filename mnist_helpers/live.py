@@ -55,7 +55,7 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[
         text = f"{title}: {len(history)} epochs in {seconds:.0f} s; "
         draw(text + describe_losses(history[-1]))
     except TrainingError as error:
-        draw(f"{title}: {error}")
+        draw(f"{title}, epoch {len(history) + 1}: {error}")
         raise
     except KeyboardInterrupt:
         if not history:

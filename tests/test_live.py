@@ -111,7 +111,7 @@ def test_a_stop_while_the_curve_is_drawn_loses_no_record(screen, monkeypatch):
 def test_a_diverged_training_says_why(screen):
     with pytest.raises(TrainingError, match="too high"):
         watch(screen.train(2, TrainingError("rate too high")), 5, "Mine")
-    assert screen.texts[-1].startswith("Mine: rate too high\nepoch   1")
+    assert screen.texts[-1].startswith("Mine, epoch 3: rate too high\nepoch")
 
 
 def test_outside_a_notebook_nothing_is_shown(screen, monkeypatch):
