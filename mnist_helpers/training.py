@@ -91,7 +91,8 @@ def has_bfloat16(device: torch.device) -> bool:
     24. Other processors imitate them, which is slower than float32. Some virtual
     machines announce AMX and stop whoever uses it, so another process tries it first.
     """
-    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # or an older one
+    # `dict` stands in where an older PyTorch has no such function.
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
     capabilities = get_capabilities() if device.type == "cpu" else {}
     if not capabilities.get("amx_bf16"):
         return capabilities.get("avx512_bf16", False)
