@@ -19,6 +19,7 @@ from mnist_helpers.training import Config, Epoch
 BASE = Config(batch_norm=True, optimizer="adamw", one_cycle=True, weight_decay=0.2)
 SEARCHED = ["learning_rate", "batch_size", "epochs", "hidden"]
 COLUMNS = ["run", "accuracy", "seconds", *SEARCHED, "also"]
+PATIENCE = 5  # seconds; other workers may be making the tables of a new database
 
 
 class StudyError(RuntimeError):
@@ -67,7 +68,8 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     name = f"{train.name}, {len(train)}, {describe_changes(base, Config())}"
     place = "a URL of this form"
-    for pause in (0.5, 0):  # a second time: another worker may be making the tables
+    start = time.monotonic()
+    while True:
         try:
             database = None
             if storage:
@@ -88,10 +90,12 @@ def open_study(
             return study
         except Exception as error:  # a driver's, SQLAlchemy's or Optuna's
             cause = str(error.__cause__ or error).partition("\n")[0]
-            time.sleep(pause)
-    raise StudyError(
-        f"cannot open the study in {place}: {cause} (a damaged file may be moved away)"
-    )
+            if time.monotonic() - start > PATIENCE:
+                raise StudyError(
+                    f"cannot open the study in {place}: {cause} "
+                    "(a damaged file may be moved away)"
+                ) from None
+            time.sleep(0.5)
 
 
 def describe_changes(config: Config, base: Config) -> str:

@@ -214,7 +214,15 @@ def test_locked_file_is_named_soon(project):
     assert open_study(TOY, BASE, storage).trials == []
 
 
-def test_storage_that_cannot_be_opened_gets_one_line(project, capsys):
+def test_database_in_the_making_is_waited_for():
+    study = optuna.create_study()
+    answers = [OSError, OSError, OSError, study]
+    with mock.patch.object(optuna, "create_study", side_effect=answers):
+        assert open_study(TOY, BASE, None) is study
+
+
+def test_storage_that_cannot_be_opened_gets_one_line(project, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "PATIENCE", 0)
     for storage, words in (
         ("nonsense:secret@host", "this form"),
         ("sqlite:////nowhere/study.db", "/nowhere/study.db: unable to open"),
