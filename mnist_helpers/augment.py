@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def warp_digits(
     return warped.view_as(images).clamp_(0, 1)  # bicubic sampling overshoots
 
 
+@cache  # they stay on the device
 def _make_fields(device):
     """What a warp is a weighted sum of: right, down, ones and bumps, `[3 + 49, 784]`.
 

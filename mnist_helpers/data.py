@@ -95,7 +95,7 @@ def load_mnist(
     """
     root = Path(root or find_root()).expanduser()
     old = root / "MNIST/processed/training.pt"
-    if old.exists():  # from a torchvision before 0.9
+    if old.exists():  # from a torchvision before 0.10
         raise DataError(f"{old} would be read instead of {root / RAW}: delete it.")
     if not has_files(root):
         download_mnist(root, download)
@@ -115,8 +115,8 @@ def load_mnist(
 def find_root() -> Path:
     """The folder that holds MNIST, or that it will be downloaded into.
 
-    That is the one that the environment variable `MNIST_ROOT` names; or the project's
-    `data/` if the variable is not set, or only there all the files are.
+    That is the one that the environment variable `MNIST_ROOT` names, or the project's
+    `data/` if the variable is not set, or if only `data/` has all the files.
     """
     default = PROJECT_ROOT / "data"
     named = Path(os.environ.get("MNIST_ROOT") or default).expanduser()

@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from contextlib import suppress
 from dataclasses import asdict, replace
 
 import optuna
@@ -134,14 +133,15 @@ def list_runs(study: Study, base: Config, columns: list[str] = COLUMNS) -> pd.Da
             "accuracy": trial.value,
             "seconds": noted.get("seconds", trial.duration.total_seconds()),
         }
-        # Another program's trial, or another version's, has no such config.
-        with suppress(KeyError, TypeError, ValueError):
+        try:
             config = Config(**noted["config"])
             row |= asdict(config)
             row["config"] = config
             row["depth"] = len(config.hidden)
             row["width"] = max(config.hidden, default=0)
             row["also"] = describe_changes(config, base)
+        except (KeyError, TypeError, ValueError):
+            pass  # another program's trial, or another version's
         rows.append(row)
     table = pd.DataFrame(rows, columns=columns)
     table = table.sort_values("accuracy", ascending=False, ignore_index=True)
