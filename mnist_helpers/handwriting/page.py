@@ -55,11 +55,13 @@ def _is_sheet(mask):
     return at_border < 0.4 * around and _has_four_sides(mask)
 
 
-def find_strokes(page: ndarray) -> ndarray:
+def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> ndarray:
     """Find the strokes of the one digit on a page; a small one is seen from near.
 
     Args:
         page: The picture.
+        darkness: How dark ink is at least, as a part of the darkest.
+        blur: How much the page is smoothed, compared with what is usually best.
 
     Returns:
         A mask, cropped to the digit.
@@ -69,7 +71,7 @@ def find_strokes(page: ndarray) -> ndarray:
     """
     if max(page.shape) < SMALLEST:
         page = resize(page, math.ceil(SMALLEST / max(page.shape))).clip(0, 1)
-    ink = find_ink(page)
+    ink = find_ink(page, blur)
     low, paper = np.quantile(ink, (0.03, 0.15))  # both are paper, even in tight crops
     noise = paper - low  # 0.84 standard deviations of normal noise
     ink -= paper + 0.8 * noise
@@ -80,7 +82,7 @@ def find_strokes(page: ndarray) -> ndarray:
             "a blank page, or writing too faint or small"
         )
     contrast = np.average(visible, weights=visible**6)  # shadows hardly count
-    mask = ink > 0.42 * contrast
+    mask = ink > darkness * contrast
     mask = drop_frames(mask) & drop_lines(mask)
     if not mask.any():
         raise PictureError("nothing but printed lines stands out from the paper")
@@ -88,11 +90,12 @@ def find_strokes(page: ndarray) -> ndarray:
     mask = _drop_others(mask, ink**3, is_faint)
     box = find_box(mask)
     if max(mask[box].shape) < max(page.shape) / 4:
-        return find_strokes(page[_widen(box)])  # smoothed less, as it is smaller
+        near = page[_widen(box)]  # smoothed less, as it is smaller
+        return find_strokes(near, darkness, blur)
     return mask[box]
 
 
-def find_ink(page: ndarray) -> ndarray:
+def find_ink(page: ndarray, blur: float = 1.0) -> ndarray:
     """Measure how much darker than its paper each pixel is; light ink counts, too.
 
     The paper's brightness under the ink is found by a morphological closing: it fills
@@ -100,18 +103,20 @@ def find_ink(page: ndarray) -> ndarray:
 
     Args:
         page: The picture.
+        blur: As in `find_strokes`.
 
     Returns:
         `[height, width] float32`, a fraction: 0 = paper.
     """
     if _has_light_ink(page):
         page = 1 - page
-    page = ndimage.gaussian_filter(page, max(page.shape) / 224)
+    page = ndimage.gaussian_filter(page, blur * max(page.shape) / 224)
     half = max(page.shape) // 6
     wide = np.pad(page, half, mode="edge")  # beyond the border, the paper goes on
     paper = ndimage.grey_closing(wide, 2 * half + 1)
     paper = paper[half:-half, half:-half]
-    return 1 - page / np.maximum(paper, max(_find_even_paper(page) or 0, 0.1))
+    even = _find_even_paper(page) or 0
+    return 1 - page / np.maximum(paper, max(even, 0.1))
 
 
 def drop_frames(mask: ndarray) -> ndarray:
@@ -207,9 +212,9 @@ def _drop_others(mask, weight, faint):
     edge = mask & ~ndimage.binary_erosion(mask)
     at_rim = ndimage.mean(rim, pieces * edge, numbers)  # the share of each one's edge
     weights = ndimage.sum_labels(weight, pieces, numbers)
-    shadow = at_rim > (0.05 if faint else 0.33)  # a stroke only ends there
+    shadow = at_rim > (0.05 if faint else 0.45)  # a stroke only ends there
     lit = np.where(shadow, 0, weights)
-    if lit.max() > weights.max() * (0.02 if faint else 0.1):
+    if lit.max() > weights.max() * 0.05:
         weights = lit
     elif faint:
         raise PictureError(
@@ -218,14 +223,13 @@ def _drop_others(mask, weight, faint):
     cut = np.isin(numbers, pieces[:, [0, -1]])  # by the left or the right border
     whole = np.where(cut, 0, weights)
     if whole.max() > 0.2 * weights.max():
-        digit = pieces == numbers[whole.argmax()]
-        above = ndimage.mean(digit.any(axis=0), pieces, numbers)  # or below: shares
-        weights[cut & (above < 0.2)] = 0
-    enough = np.where(at_rim, 0.25, 0.05) * weights.max()
-    kept = np.isin(pieces, numbers[weights >= enough])
+        weights = whole
+    large = weights > 0.05 * weights.max()
+    kept = np.isin(pieces, numbers[large])
     if weights.max() > weights.sum() / 2:  # what else belongs to the digit is near
+        boxes = ndimage.find_objects(pieces)
         near = np.zeros_like(mask)
-        near[_widen(ndimage.find_objects(pieces)[weights.argmax()])] = True
+        near[_widen(boxes[weights.argmax()])] = True
         kept &= near
     return kept
 
@@ -248,22 +252,13 @@ def _has_light_ink(page):
     """Whether what stands out from the paper is brighter than it is.
 
     Strokes make the differences from the paper lopsided; a shadow's edge does not, and
-    the fifth power forgets what is faint and wide. Uneven paper is the local mean, in
-    two sizes: the wide one is for a thick digit that fills the page (with a wider one,
-    shadows would decide), the narrow one for a small digit.
+    the fifth power forgets what is faint and wide. Uneven paper is the local mean.
     """
-    even = _find_even_paper(page, 0.03)
+    paper = _find_even_paper(page, 0.03)
     page = resize(page, min(1, 128 / max(page.shape)), AVERAGE)
-    papers = [even]
-    if even is None:
-        sigmas = max(page.shape) / 5, max(page.shape) / 24
-        papers = [ndimage.gaussian_filter(page, sigma) for sigma in sigmas]
-    lopsided = 0.0
-    for paper in papers:
-        difference = page - paper
-        difference /= difference.std() + 1e-9
-        lopsided += np.cbrt((difference**5).mean())
-    return lopsided > 0
+    if paper is None:
+        paper = ndimage.gaussian_filter(page, max(page.shape) / 10)
+    return ((page - paper) ** 5).mean() > 0
 
 
 def _has_four_sides(mask):

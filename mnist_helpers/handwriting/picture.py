@@ -10,6 +10,8 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -29,6 +31,9 @@ from mnist_helpers.handwriting.page import (
 )
 
 LARGEST = 512  # pixels; larger pictures are reduced to about this: less noise and time
+# How dark ink is at least and how much a page is smoothed, as `find_strokes` takes it:
+# as usual; for blurred or shaded digits whose strokes run together; for broken strokes.
+LOOKS = [(0.42, 1), (0.7, 1), (0.3, 2)]
 FINE = 100  # pixels; the longer side of the digit while its strokes are measured
 THINNEST, THICKEST = 8, 20  # pixels of FINE; other strokes are brought to these
 BOX = 20  # pixels; the longer side of every digit in MNIST
@@ -128,31 +133,43 @@ def _lay_on_paper(image):
     return Image.alpha_composite(paper, image).convert("RGB")
 
 
-def normalise_picture(source) -> Tensor:
-    """Bring the digit in a picture into the form of MNIST's.
+def find_readings(image: Image.Image) -> Iterator[Tensor]:
+    """Bring the digit in a picture into the form of MNIST's, in several ways.
 
     Args:
-        source: Whatever `open_picture` reads. A picture that already has MNIST's form
-            comes back unchanged.
+        image: The picture, as `open_picture` gives it. One that already has MNIST's
+            form comes back unchanged.
 
-    Returns:
-        `[28, 28] uint8`, ink 255 on 0.
+    Yields:
+        `[28, 28] uint8`, ink 255 on 0; the likeliest first.
 
     Raises:
-        PictureError: There is nothing to read, or clearly something else than a digit.
+        PictureError: There is nothing to read, or clearly something else than a digit;
+            after readings, there are no others.
     """
-    image = open_picture(source)
     layers = [image.convert("L"), *image.split()]  # brightness and three colours
     page = max((np.asarray(layer) for layer in layers), key=np.std)  # ink shows best
     if _is_normalised(page):
-        return torch.tensor(page)
+        yield torch.tensor(page)
+        return
     page = page.astype(np.float32) / 255
     for sheet in find_sheets(page):
+        with suppress(PictureError):  # a patch of light, and the digit elsewhere
+            yield from _read_page(sheet)
+    yield from _read_page(page)
+
+
+def _read_page(page):
+    """The readings of one page; where no strokes are found, no other look is tried."""
+    refusal = None
+    for look in LOOKS:
+        strokes = find_strokes(page, *look)
         try:
-            return fit_box(find_strokes(sheet))
-        except PictureError:
-            continue  # a patch of light, and the digit elsewhere
-    return fit_box(find_strokes(page))
+            yield fit_box(strokes)
+        except PictureError as error:
+            refusal = refusal or error
+    if refusal:
+        raise refusal
 
 
 def fit_box(mask: np.ndarray) -> Tensor:
@@ -192,8 +209,7 @@ def _mend_strokes(mask):
     hollow = sizes > 20 * depths**2  # long and narrow, between thin lines
     hollow &= depths > 2 * edge[mask].mean()
     hollow[holes[0, 0]] = False
-    noise = sizes < 0.4 * FINE  # not the loop of a digit
-    mask = mask | (hollow | noise)[holes]
+    mask = mask | hollow[holes]
     edge = _measure_edge(mask)
     width = 4 * edge[mask].mean()  # the mean pixel is a quarter of it from the edge
     pieces = ndimage.label(mask, AROUND)[1]

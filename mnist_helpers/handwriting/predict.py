@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import NUM_CLASSES, PROJECT_ROOT, TRANSFORM
 from mnist_helpers.evaluation import evaluate
-from mnist_helpers.handwriting.picture import normalise_picture, open_picture
+from mnist_helpers.handwriting.page import PictureError
+from mnist_helpers.handwriting.picture import find_readings, open_picture
 from mnist_helpers.model import ModelError, load_model
 from mnist_helpers.plots import BLUE, ORANGE, NotebookFigure, make_axes
 
 VIEWS = 16  # a digit is read the same from all views, a scribble is not
-FLOOR = -0.3  # a soft lower limit of the logits: where all are low, none is sure
+FLOOR = 1.2  # a soft lower limit of the logits: where all are low, none is sure
+SURE = 0.5  # a probability; what is likelier than all else is not looked at again
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,11 +80,8 @@ class Prediction:
 def predict_picture(model: nn.Module, source) -> Prediction:
     """Read the digit in any picture.
 
-    The digit is the model's for the picture as it is. The doubt is that of `VIEWS`
-    warped views of it, always the same ones, though no other digit is given more than
-    that one. Where the logits of all ten digits are small, little looks like any of
-    them, and none is sure (compare Liu et al. 2020, "Energy-based out-of-distribution
-    detection").
+    While the answer is not sure, the picture is looked at in another way; the surest
+    answer counts.
 
     Args:
         model: Any model of `[batch, 784] float32`; it is left as it is.
@@ -92,19 +91,33 @@ def predict_picture(model: nn.Module, source) -> Prediction:
         PictureError: There is nothing to read, or clearly no single digit.
     """
     picture = open_picture(source)
-    pixels = normalise_picture(picture)
+    best = None
+    try:
+        for pixels in find_readings(picture):
+            answer = Prediction(find_probabilities(model, pixels), pixels, picture)
+            if best is None or answer.confidence > best.confidence:
+                best = answer
+            if best.confidence > SURE:
+                break
+    except PictureError:
+        if best is None:
+            raise
+    return best
+
+
+def find_probabilities(model: nn.Module, pixels: Tensor) -> Tensor:
+    """The ten probabilities for an image `[28, 28] uint8`, `[10] float32`.
+
+    They are means over `VIEWS` slightly warped views of it, always the same ones. Where
+    the logits of all ten digits are small, little looks like any of them, and none is
+    sure (compare Liu et al. 2020, "Energy-based out-of-distribution detection").
+    """
     generator = torch.Generator().manual_seed(0)
-    views = warp_digits(pixels.expand(VIEWS, -1, -1), generator=generator)
-    images = torch.cat([pixels[None] / 255, views])
-    batch = TRANSFORM(images), torch.zeros(len(images))  # there are no labels
-    logits = evaluate(model, [batch]).logits  # [1 + VIEWS, 10]
-    digit = logits[0].argmax()
-    floored = logits[1:].logaddexp(torch.tensor(FLOOR))  # a soft maximum
-    shares = floored.softmax(dim=1).mean(dim=0)
-    share = shares[digit].clamp(min=1e-9)  # it may be too small for a float32
-    shares = shares.clamp(max=0.999 * share)
-    shares[digit] = share
-    return Prediction(shares / shares.sum(), pixels, picture)
+    views = warp_digits(pixels.expand(VIEWS, -1, -1), 0.5, generator)
+    batch = TRANSFORM(views), torch.zeros(VIEWS)  # there are no labels
+    logits = evaluate(model, [batch]).logits  # [VIEWS, 10]
+    floored = logits.logaddexp(torch.tensor(FLOOR))  # a soft maximum
+    return floored.softmax(dim=1).mean(dim=0)
 
 
 def main(arguments: list[str] | None = None) -> int:
