@@ -1,10 +1,11 @@
-"""New handwriting from old: random warps of a batch of digits, and ones with a flag."""
+"""New handwriting: random warps of a batch of digits, and digits drawn by a pen."""
 
 import math
-import random
 from functools import cache
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from mnist_helpers.data import IMAGE_SIZE, Digits
@@ -16,6 +17,25 @@ SCALE = 0.12  # a fraction, for width and height separately
 SHEAR = 0.2  # a fraction of the height
 SHIFT = 2.0  # pixels, in both directions
 ELASTIC = 2.0  # pixels, twice the standard deviation of a pixel's displacement
+# A one with a flag, in three forms: corners (right, down) in a box of 20 x 20. The
+# longest flag is close to the stem, or it would make a 7.
+FLAGS = [
+    [(7, 1), (10, 0), (10, 20)],
+    [(0, 9), (10, 0), (10, 20)],
+    [(12, 18), (14, 0), (5, 20)],
+]
+BASES = [
+    [(0, 20), (20, 20)],
+    [(6, 20), (14, 20)],
+    [(3, 20), (7, 20)],
+]
+# What MNIST's writers hardly wrote: a label, and the forms of each stroke.
+STYLES = [
+    (1, FLAGS),
+    (1, FLAGS, BASES),
+    (4, [[(12, 0), (2, 13), (14, 14)]], [[(13, 8), (11, 20)]]),
+    (9, [[(14, 5), (9, 0), (4, 5), (8, 10), (14, 6), (15, 14), (12, 20), (2, 19)]]),
+]
 # How far each pixel lies to the right of the middle of the image and below it: [2, 784]
 STEPS = torch.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
 PLACES = torch.stack(torch.meshgrid(STEPS, STEPS, indexing="xy")).flatten(1)
@@ -85,49 +105,43 @@ def _make_affine(draws):
     return torch.stack(entries, 1).view(-1, 2, 3)
 
 
-def add_flags(digits: Digits, share: float, seed: int = 0) -> Digits:
-    """The digits with a flag, a base or both drawn on `share` (0 to 1) of the ones.
+def draw_styles(count: int, seed: int = 0) -> Digits:
+    """Digits as much of the world writes them, and MNIST's American writers did not.
 
-    MNIST's writers were American, and their 1 is a bare stroke. Much of the world
-    writes it with a flag, some with a base. A one that has either already stays as it
-    is. The same `seed` chooses and draws the same.
+    Half of the `count` are ones, with a flag, a base or both; a quarter each are fours
+    with a short second stroke and nines with a bent tail. The same `seed` draws the
+    same.
     """
-    rng = random.Random(seed)
-    images = digits.images.clone()
-    for index in (digits.labels == 1).nonzero().flatten().tolist():
-        if rng.random() < share:
-            images[index] = _draw_flag(images[index].cpu(), rng)
-    return Digits(images, digits.labels, digits.name)
+    rng = np.random.default_rng(seed)
+    images = torch.zeros(count, IMAGE_SIZE, IMAGE_SIZE).byte()
+    labels = torch.zeros(count).long()
+    for index in range(count):
+        labels[index], *strokes = STYLES[index % len(STYLES)]
+        images[index] = _draw_dots(_mix_forms(strokes, rng), rng.uniform(0.6, 2.0))
+    return Digits(images, labels, "drawn digits")
 
 
-def _draw_flag(image, rng):
-    """A one `[28, 28] uint8` with a flag, a base or both, if it is a bare stroke."""
-    ink = image.flatten() / 255 + 1e-6  # more than nothing, for an empty image
-    (wide, slant), (_, tall) = torch.cov(PLACES, aweights=ink).tolist()
-    slope = slant / tall  # of the stem: pixels to the right for each one down
-    if wide - slope * slant > 0.1 * tall:  # ink lies far from the stem
-        return image
-    half = math.sqrt(3 * tall)  # of the height of an even stroke
-    radius = ink.sum() / half / math.hypot(1, slope) / 4
-    # An upright stem from -1 to 1 becomes this one: slanted, longer and moved.
-    frame = (half - radius) * torch.tensor([[1, 0], [slope, 1]])
-    dots = _plan_flag(rng) @ frame + PLACES @ ink / ink.sum()
-    distance = torch.cdist(PLACES.T, dots).amin(1)
-    ink = torch.maximum(ink, (radius + 0.5 - distance).clamp(0, 1))
-    # MNIST's form again: centred, by whole pixels, since half of one would blur.
+def _mix_forms(strokes, rng):
+    """Where the pen goes for a random mixture of the forms: `[dots, 2]`."""
+    weights = rng.dirichlet([0.5] * len(strokes[0]))
+    softness = rng.uniform(10, 18)  # of the corners
+    lines = []
+    for forms in strokes:
+        corners = np.tensordot(weights, forms, 1)
+        corners += rng.normal(0, 1, corners.shape)  # an unsteady hand
+        # The pen waits at each corner and jumps to the next; smoothed, that is a line.
+        waiting = np.repeat(corners, 40, axis=0)
+        lines.append(gaussian_filter1d(waiting, softness, axis=0))
+    return np.concatenate(lines)
+
+
+def _draw_dots(dots, radius):
+    """Dots of a pen as an image `[28, 28] uint8` in MNIST's form."""
+    dots -= (dots.max(axis=0) + dots.min(axis=0)) / 2
+    dots *= (10 - radius) / dots.max()  # in a box of 20 pixels
+    distance = torch.cdist(PLACES.T, torch.tensor(dots).float()).amin(1)
+    ink = (radius + 0.5 - distance).clamp(0, 1)
+    # Centred by whole pixels, since half of one would blur.
     shift = (0.5 - PLACES @ ink / ink.sum()).round().int().tolist()
-    return (ink * 255).round().byte().view_as(image).roll(shift, (1, 0))
-
-
-def _plan_flag(rng):
-    """Where a pen goes for a flag, a base or both: `[dots, 2]`, right and down."""
-    size = rng.uniform(0.15, 0.95)  # as part of the stem
-    # A long flag keeps close to the stem, or it would make a 7.
-    angle = math.pi / 2 * (rng.uniform(0.22, 0.85) - 0.3 * size)
-    direction = torch.tensor([-math.sin(angle), math.cos(angle)])
-    flag = torch.outer(torch.linspace(0, 2 * size, 40), direction)
-    flag[:, 1] -= 1  # from the top of the stem
-    across = rng.uniform(0.25, 1.0) * torch.linspace(-1, 1, 40)
-    base = torch.stack([across, torch.ones(40)], 1)
-    parts = rng.choice([[flag], [flag], [flag, base], [base]])
-    return torch.cat(parts)
+    image = (ink * 255).round().byte().view(IMAGE_SIZE, IMAGE_SIZE)
+    return image.roll(shift, (1, 0))

@@ -79,6 +79,12 @@ class Digits:
 
     __getitems__ = __getitem__  # by which a `DataLoader` asks for a whole batch
 
+    def __add__(self, others: "Digits") -> "Digits":
+        """These digits and others on the same device, under the name of these."""
+        images = torch.cat([self.images, others.images])
+        labels = torch.cat([self.labels, others.labels])
+        return Digits(images, labels, self.name)
+
     def to(self, device) -> "Digits":
         """The same digits on another device; loaders and training follow them."""
         return Digits(self.images.to(device), self.labels.to(device), self.name)

@@ -23,7 +23,7 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from mnist_helpers import data, plots
-from mnist_helpers.augment import PLACES, add_flags
+from mnist_helpers.augment import PLACES, draw_styles
 from mnist_helpers.data import IMAGE_SIZE, make_loader
 from mnist_helpers.evaluation import evaluate
 from mnist_helpers.model import MLP, load_model
@@ -61,8 +61,8 @@ BRIEF = replace(FAST, hidden=(256, 128), augmentation=0.0, hard_fraction=0.3, ep
 def read_final(notebook):
     """What the notebook's last run trained as its final network.
 
-    Returns the hyperparameters, from the table below the cell `final`, and the share of
-    ones that get a flag or a base, `FLAGS` in the cell `hyper-study`.
+    Returns the hyperparameters, from the table below the cell `final`, and how many
+    digits were drawn for it, `DRAWN` in the cell `hyper-study`.
     """
     book = json.loads(notebook.read_text("utf-8"))
     cells = {cell["id"]: cell for cell in book["cells"]}
@@ -73,8 +73,8 @@ def read_final(notebook):
         is_text = isinstance(values[name], str)
         values[name] = value if is_text else ast.literal_eval(value)
     source = "".join(cells["hyper-study"]["source"])
-    after = source.partition("FLAGS = ")[2]
-    return Config(**values), float(after.split()[0])
+    after = source.partition("DRAWN = ")[2].partition("#")[0]  # "600 if QUICK else ..."
+    return Config(**values), int(after.split()[-1])
 
 
 def measure(action):
@@ -213,7 +213,7 @@ def main():
     for option in ("--short", "--picture"):
         parser.add_argument(option, action="store_true")
     chosen = parser.parse_args()
-    final, flags = read_final(data.PROJECT_ROOT / "notebook.ipynb")
+    final, drawn = read_final(data.PROJECT_ROOT / "notebook.ipynb")
     on_cpu, test = data.load_mnist(download=False)
     device, _ = choose_device()
     train = on_cpu.to(device)
@@ -232,7 +232,8 @@ def main():
         upright = remove_slant(train)
         run_recipe("fast", FAST, upright, remove_slant(test), chosen.seeds, local=True)
         if not chosen.short:
-            run_recipe("final", final, add_flags(train, flags), test, chosen.seeds)
+            train += draw_styles(drawn).to(device)
+            run_recipe("final", final, train, test, chosen.seeds)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""Warps against PyTorch's own affine grids; flags by where their ink lies."""
+"""Warps against PyTorch's own affine grids; drawn digits by where their ink lies."""
 
 import math
-import random
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import center_of_mass
 
 from mnist_helpers import augment
-from mnist_helpers.augment import add_flags, warp_digits
-from mnist_helpers.data import Digits
+from mnist_helpers.augment import draw_styles, warp_digits
 
 DEVIATIONS = ("ROTATION", "SCALE", "SHEAR", "SHIFT", "ELASTIC")
 
@@ -72,71 +71,63 @@ def test_defaults_and_random_numbers(toy):
     assert (still - toy.images / 255).abs().max() < 1e-5
 
 
-def draw_stems(count, slope=0.0):
-    """Strokes 20 pixels high and 3 wide."""
-    steps = torch.arange(28) - 13.5
-    distance = (steps - slope * steps[:, None]).abs()
-    distance /= math.hypot(1, slope)
-    ink = (2 - distance).clamp(0, 1)
-    ink[steps.abs() > 10] = 0
-    images = (ink * 255).byte().repeat(count, 1, 1)
-    return Digits(images, torch.ones(count), "stems")
+def test_drawn_digits():
+    drawn = draw_styles(400)
+    assert drawn.labels.bincount().nonzero().flatten().tolist() == [1, 4, 9]
+    assert (drawn.labels == 1).sum() == 200
+    assert (drawn.labels == 4).sum() == 100
+    assert drawn.name == "drawn digits"
+    for image in drawn.images.numpy():  # in MNIST's form
+        sides = [np.ptp(np.flatnonzero(image.any(axis=axis))) + 1 for axis in (0, 1)]
+        assert max(sides) in (19, 20, 21)
+        assert center_of_mass(image) == pytest.approx((14, 14), abs=0.51)
+        assert image.max() == 255
+    assert draw_styles(400).images.equal(drawn.images)
+    assert not draw_styles(400, seed=1).images.equal(drawn.images)
+    assert len(draw_styles(0)) == 0
+    assert len(draw_styles(0).images) == 0
 
 
-def test_share_of_the_ones():
-    digits = draw_stems(2000)
-    digits.labels[::2] = 7
-    before = digits.images.clone()
-    flagged = add_flags(digits, 0.3)
-    changed = (flagged.images != before).any(dim=(1, 2))
-    assert not changed[::2].any()
-    assert 250 < changed.sum() < 350
-    assert flagged.name == "stems"
-    assert torch.equal(digits.images, before)
-    for image in flagged.images[changed][:25]:  # in the middle, by whole pixels
-        assert center_of_mass(image.numpy()) == pytest.approx((14, 14), abs=0.51)
-    assert add_flags(digits, 0.3).images.equal(flagged.images)
-    assert not add_flags(digits, 0.3, seed=1).images.equal(flagged.images)
+def test_forms_are_mixed():
+    """Between its forms, up to a hand's unsteadiness, lies each corner of a digit."""
+    rng = np.random.default_rng(0)
+    starts = []
+    ends = []
+    for _ in range(2000):
+        dots = augment._mix_forms([[[(0, 0), (10, 0)], [(0, 20), (10, 20)]]], rng)
+        starts.append(dots[0])
+        ends.append(dots[-1])
+        steps = np.linalg.norm(np.diff(dots, axis=0), axis=1)
+        assert steps.max() < 0.6  # no gaps
+    for points, x in ((starts, 0), (ends, 10)):
+        across, down = np.transpose(points)
+        assert across.mean() == pytest.approx(x, abs=0.2)
+        assert across.std() == pytest.approx(0.95, abs=0.1)
+        assert down.mean() == pytest.approx(10, abs=0.5)
+        assert down.std() == pytest.approx(7.1, abs=0.4)  # often near one of the forms
 
 
-def test_plan():
-    """Lengths, angles and kinds, as they were measured to be read best."""
-    sizes = []
-    turns = []
-    sides = []
-    rng = random.Random(0)
-    for _ in range(1500):
-        dots = augment._plan_flag(rng)
-        if dots[-1, 1] == 1:  # a base
-            assert -dots[-40, 0] == dots[-1, 0] == dots[-40:, 0].abs().max()
-            sides.append(dots[-1, 0])
-        if dots[0, 1] == -1:
-            left, up = dots[0] - dots[39]
-            sizes.append(torch.hypot(left, up) / 2)
-            angle = torch.atan2(left, -up)
-            turns.append(angle / math.pi * 2 + 0.3 * sizes[-1])
-    bounds = {(0.15, 0.95): sizes, (0.22, 0.85): turns, (0.25, 1.0): sides}
-    for expected, values in bounds.items():
-        assert (min(values), max(values)) == pytest.approx(expected, abs=0.01)
-    assert len(sides) == pytest.approx(750, abs=70)
-    assert len(sizes) == pytest.approx(1125, abs=60)
+def test_strokes_are_smooth():
+    """A corner is rounded, its ends stay; the pen is lifted between two strokes."""
+    rng = mock.Mock()
+    rng.dirichlet.return_value = [1.0]
+    rng.normal.return_value = 0.0
+    for softness, distance in ((10, 0.46), (18, 2.67)):
+        rng.uniform.return_value = softness
+        corner = [[(0, 0), (10, 10), (0, 20)]]
+        dots = augment._mix_forms([corner, [[(30, 0), (30, 20)]]], rng)
+        assert dots[:120, 0].max() == pytest.approx(10 - distance, abs=0.1)
+        assert dots[:120, 0].min() == pytest.approx(0, abs=0.3)
+        assert dots[120:, 0] == pytest.approx(30)
+    assert rng.uniform.call_args == mock.call(10, 18)
 
 
 def test_pen():
-    """A dot as wide as the stem, half a stem to the right of its foot."""
-    stem = draw_stems(1, slope=-0.5)
-    moved = Digits(stem.images.roll((-3, 2), (1, 2)), stem.labels)
-    dot = torch.tensor([[1.0, 1.0]])
-    with mock.patch.object(augment, "_plan_flag", return_value=dot):
-        drawn = add_flags(moved, 1.0).images[0]
-    added = (drawn.int() - stem.images[0]).numpy()  # centred again
-    assert added.min() == 0
-    assert center_of_mass(added) == pytest.approx((22, 17.75), abs=0.3)
-    assert added.sum() / 255 == pytest.approx(math.pi * 1.5**2, rel=0.1)
-
-
-def test_what_is_no_bare_stroke_stays():
-    digits = draw_stems(2)
-    digits.images[0, 20:23, 7:22] = 255  # a base
-    digits.images[1] = 0
-    assert torch.equal(add_flags(digits, 1.0).images, digits.images)
+    """An upright stroke: as long as the box, twice the radius wide, centred."""
+    dots = np.stack([np.full(50, 3.0), np.linspace(2, 9, 50)], axis=1)
+    for radius in (0.6, 2.0):
+        image = augment._draw_dots(dots.copy(), radius) / 255
+        assert (image.sum(dim=0) > 0.5).sum() == pytest.approx(2 * radius, abs=1)
+        area = 2 * radius * (20 - 2 * radius) + math.pi * radius**2
+        assert image.sum() == pytest.approx(area, rel=0.1)
+        assert image.any(dim=1).sum() == 20

@@ -83,6 +83,9 @@ def test_a_part_of_the_digits_keeps_images_labels_and_name_together(numbered):
     assert moved.images.is_meta
     assert moved.labels.is_meta
     assert moved.name == "numbered"
+    joined = part + Digits(numbered.images[7:], numbered.labels[7:], "others")
+    check_pairs(joined, [5, 2, *range(7, 97)])
+    assert joined.name == "numbered"
 
 
 def test_split_is_fixed_and_holds_out_the_last_digits(numbered):

@@ -41,7 +41,7 @@ VARIANTS = {
         "TRIALS = 4": "TRIALS = 1",
         "FEW = 1_500": "FEW = 1_000",
         "WIDE = 384": "WIDE = 256",
-        "FLAGS = 0.4": "FLAGS = 0",
+        "DRAWN = 600": "DRAWN = 0",
         "0.6 if QUICK": "0.0 if QUICK",
         "16 if QUICK": "1 if QUICK",
         "MINE = replace(STUDY, hidden=(256, 256)": (
@@ -61,7 +61,7 @@ VARIANTS = {
         "one_cycle=True": "one_cycle=False",
         "STEPS = {": "STEPS = {} if QUICK else {",
         "WIDE = 384": "WIDE = 2048",
-        "FLAGS = 0.4": "FLAGS = 1",
+        "DRAWN = 600": "DRAWN = 10_000",
         "GROWTH = 1": "GROWTH = 8",
         "0.6 if QUICK": "2.0 if QUICK",
         "16 if QUICK": "1 if QUICK",
