@@ -29,7 +29,8 @@ BASES = [
     [(6, 20), (14, 20)],
     [(3, 20), (7, 20)],
 ]
-# What MNIST's writers hardly wrote: a label, and the forms of each stroke.
+# What MNIST's writers seldom wrote: a label, and the forms of each stroke, which are
+# mixed.
 STYLES = [
     (1, FLAGS),
     (1, FLAGS, BASES),
@@ -106,11 +107,11 @@ def _make_affine(draws):
 
 
 def draw_styles(count: int, seed: int = 0) -> Digits:
-    """Digits as much of the world writes them, and MNIST's American writers did not.
+    """Digits as much of the world writes them, and MNIST's American writers seldom did.
 
-    Half of the `count` are ones, with a flag, a base or both; a quarter each are fours
-    with a short second stroke and nines with a bent tail. The same `seed` draws the
-    same.
+    Half of the `count` are ones with a flag, every second one with a base too; a
+    quarter each are fours with a short second stroke and nines with a bent tail. The
+    same `seed` draws the same.
     """
     rng = np.random.default_rng(seed)
     images = torch.zeros(count, IMAGE_SIZE, IMAGE_SIZE).byte()

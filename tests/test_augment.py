@@ -73,9 +73,7 @@ def test_defaults_and_random_numbers(toy):
 
 def test_drawn_digits():
     drawn = draw_styles(400)
-    assert drawn.labels.bincount().nonzero().flatten().tolist() == [1, 4, 9]
-    assert (drawn.labels == 1).sum() == 200
-    assert (drawn.labels == 4).sum() == 100
+    assert drawn.labels.bincount().tolist() == [0, 200, 0, 0, 100, 0, 0, 0, 0, 100]
     assert drawn.name == "drawn digits"
     for image in drawn.images.numpy():  # in MNIST's form
         sides = [np.ptp(np.flatnonzero(image.any(axis=axis))) + 1 for axis in (0, 1)]
@@ -85,26 +83,21 @@ def test_drawn_digits():
     assert draw_styles(400).images.equal(drawn.images)
     assert not draw_styles(400, seed=1).images.equal(drawn.images)
     assert len(draw_styles(0)) == 0
-    assert len(draw_styles(0).images) == 0
 
 
 def test_forms_are_mixed():
     """Between its forms, up to a hand's unsteadiness, lies each corner of a digit."""
     rng = np.random.default_rng(0)
-    starts = []
     ends = []
     for _ in range(2000):
         dots = augment._mix_forms([[[(0, 0), (10, 0)], [(0, 20), (10, 20)]]], rng)
-        starts.append(dots[0])
-        ends.append(dots[-1])
-        steps = np.linalg.norm(np.diff(dots, axis=0), axis=1)
-        assert steps.max() < 0.6  # no gaps
-    for points, x in ((starts, 0), (ends, 10)):
-        across, down = np.transpose(points)
-        assert across.mean() == pytest.approx(x, abs=0.2)
-        assert across.std() == pytest.approx(0.95, abs=0.1)
-        assert down.mean() == pytest.approx(10, abs=0.5)
-        assert down.std() == pytest.approx(7.1, abs=0.4)  # often near one of the forms
+        ends.append(dots[[0, -1]])
+        assert np.abs(np.diff(dots, axis=0)).max() < 0.6  # no gaps
+    assert np.mean(ends, axis=0) == pytest.approx(
+        np.array([[0, 10], [10, 10]]), abs=0.5
+    )
+    deviations = [0.95, 7.1]  # downwards they are often near one of the forms
+    assert np.std(ends, axis=0) == pytest.approx(np.array([deviations] * 2), abs=0.4)
 
 
 def test_strokes_are_smooth():
@@ -127,7 +120,6 @@ def test_pen():
     dots = np.stack([np.full(50, 3.0), np.linspace(2, 9, 50)], axis=1)
     for radius in (0.6, 2.0):
         image = augment._draw_dots(dots.copy(), radius) / 255
-        assert (image.sum(dim=0) > 0.5).sum() == pytest.approx(2 * radius, abs=1)
         area = 2 * radius * (20 - 2 * radius) + math.pi * radius**2
         assert image.sum() == pytest.approx(area, rel=0.1)
         assert image.any(dim=1).sum() == 20

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from scipy.ndimage import distance_transform_edt, gaussian_filter
+from sklearn.datasets import load_digits
 from torch import nn
 
 from mnist_helpers.augment import warp_digits
@@ -32,6 +33,8 @@ from mnist_helpers.handwriting.predict import (
     predict_picture,
 )
 from mnist_helpers.model import MLP, load_model
+
+load_bundled = cache(load_digits)
 
 # --- What is drawn: digits, a random generator -> ink `[height, width]` in 0..1, label.
 
@@ -127,6 +130,14 @@ def flagged_ones(digits, rng):
     flag = (-length * np.sin(angle), length * np.cos(angle))
     stroke = [flag, (0, 0), (-np.sin(lean), np.cos(lean))]
     return draw([stroke], rng.uniform(3, 8)), 1
+
+
+def elsewhere(digits, rng):
+    """Of 8x8 pixels, enlarged: scikit-learn's, which 13 other people have written."""
+    bundled = load_bundled()
+    index = rng.integers(len(bundled.target))
+    ink = ndimage.zoom(bundled.images[index] / 16, 12).clip(0, 1)
+    return ink, int(bundled.target[index])
 
 
 def straight_sevens(digits, rng):
@@ -475,6 +486,7 @@ KINDS = {
     "ones": (ones, black, 0.87),
     "ones, 28 pixels": (ones, tiny, 0.87),
     "long flags": (flagged_ones, black, 0.93),
+    "other writers, enlarged": (elsewhere, black, 0.93),
 }
 
 
