@@ -24,13 +24,12 @@ FLAGS = [
     [(0, 9), (10, 0), (10, 20)],
     [(12, 18), (14, 0), (5, 20)],
 ]
-BASES = [
+BASES = [  # below each of these
     [(0, 20), (20, 20)],
     [(6, 20), (14, 20)],
     [(3, 20), (7, 20)],
 ]
-# What MNIST's writers seldom wrote: a label, and the forms of each stroke, which are
-# mixed.
+# What MNIST's writers seldom wrote: a label, and for each stroke the forms to be mixed.
 STYLES = [
     (1, FLAGS),
     (1, FLAGS, BASES),
@@ -138,11 +137,10 @@ def _mix_forms(strokes, rng):
 
 def _draw_dots(dots, radius):
     """Dots of a pen as an image `[28, 28] uint8` in MNIST's form."""
-    dots -= (dots.max(axis=0) + dots.min(axis=0)) / 2
+    dots = dots - (dots.max(axis=0) + dots.min(axis=0)) / 2
     dots *= (10 - radius) / dots.max()  # in a box of 20 pixels
     distance = torch.cdist(PLACES.T, torch.tensor(dots).float()).amin(1)
     ink = (radius + 0.5 - distance).clamp(0, 1)
     # Centred by whole pixels, since half of one would blur.
     shift = (0.5 - PLACES @ ink / ink.sum()).round().int().tolist()
-    image = (ink * 255).round().byte().view(IMAGE_SIZE, IMAGE_SIZE)
-    return image.roll(shift, (1, 0))
+    return (ink * 255).round().byte().view(IMAGE_SIZE, -1).roll(shift, (1, 0))
