@@ -12,30 +12,23 @@ from mnist_helpers.data import IMAGE_SIZE, Digits
 
 GRID = 7  # the elastic field is drawn on GRID x GRID points and smoothed
 SMOOTHNESS = 4.0  # pixels; the sigma that Simard et al. found best
-ROTATION = 12.0  # degrees; this and the next three are the largest deviations
+ROTATION = 0.2  # radians; this and the next three are the largest deviations
 SCALE = 0.12  # a fraction, for width and height separately
 SHEAR = 0.2  # a fraction of the height
 SHIFT = 2.0  # pixels, in both directions
 ELASTIC = 2.0  # pixels, twice the standard deviation of a pixel's displacement
-# A one with a flag, in three forms: corners (right, down) in a box of 20 x 20. The
-# longest flag is close to the stem, or it would make a 7.
-FLAGS = [
-    [(7, 1), (10, 0), (10, 20)],
-    [(0, 9), (10, 0), (10, 20)],
-    [(12, 18), (14, 0), (5, 20)],
-]
-BASES = [  # below each of these
-    [(0, 20), (20, 20)],
-    [(6, 20), (14, 20)],
-    [(3, 20), (7, 20)],
-]
-# What MNIST's writers seldom wrote: a label, and for each stroke the forms to be mixed.
-STYLES = [
-    (1, FLAGS),
-    (1, FLAGS, BASES),
-    (4, [[(12, 0), (2, 13), (14, 14)]], [[(13, 8), (11, 20)]]),
-    (9, [[(14, 5), (9, 0), (4, 5), (8, 10), (14, 6), (15, 14), (12, 20), (2, 19)]]),
-]
+# Of digits that MNIST's writers seldom wrote: the corners (right, down) of each stroke,
+# in a box of 20 x 20, and how far the pen strays from them at each.
+STYLES = {
+    4: (
+        [[(12, 0), (2, 13), (14, 14)], [(13, 8), (11, 20)]],
+        1.5,
+    ),
+    9: (
+        [[(14, 5), (9, 0), (4, 5), (8, 10), (14, 6), (15, 14), (12, 20), (2, 19)]],
+        1,
+    ),
+}
 # How far each pixel lies to the right of the middle of the image and below it: [2, 784]
 STEPS = torch.arange(IMAGE_SIZE) - (IMAGE_SIZE - 1) / 2
 PLACES = torch.stack(torch.meshgrid(STEPS, STEPS, indexing="xy")).flatten(1)
@@ -88,59 +81,75 @@ def _make_fields(device):
 
 def _make_affine(draws):
     """Maps `[batch, 2, 3]`, in pixels, from numbers `[6, batch]` in -1..1."""
-    angle = math.radians(ROTATION) * draws[0]
-    cos, sin = angle.cos(), angle.sin()
+    turn = ROTATION * draws[0]  # as good as its sine; its cosine is about 1
     width, height = 1 + SCALE * draws[1:3]
     shear = SHEAR * draws[3]
     right, down = SHIFT * draws[4:]
-    # Scaled in width and height, then sheared, then turned, then shifted
-    entries = (
-        cos * width,
-        (cos * shear - sin) * height,
-        right,
-        sin * width,
-        (sin * shear + cos) * height,
-        down,
-    )
+    entries = width, shear - turn, right, turn, height, down
     return torch.stack(entries, 1).view(-1, 2, 3)
 
 
-def draw_styles(count: int, seed: int = 0) -> Digits:
+def draw_styles(digits: Digits, count: int, seed: int = 0) -> Digits:
     """Digits as much of the world writes them, and MNIST's American writers seldom did.
 
-    Half of the `count` are ones with a flag, every second one with a base too; a
-    quarter each are fours with a short second stroke and nines with a bent tail. The
-    same `seed` draws the same.
+    Half of the `count` are ones of `digits` with a flag added, every third with a base
+    too; a quarter each are drawn fours with a short second stroke and nines with a bent
+    tail. The same `seed` draws the same.
     """
     rng = np.random.default_rng(seed)
+    ones = digits.images[digits.labels == 1].cpu()
     images = torch.zeros(count, IMAGE_SIZE, IMAGE_SIZE).byte()
-    labels = torch.zeros(count).long()
-    for index in range(count):
-        labels[index], *strokes = STYLES[index % len(STYLES)]
-        images[index] = _draw_dots(_mix_forms(strokes, rng), rng.uniform(0.6, 2.0))
+    labels = torch.tensor([1, 4, 1, 9])[torch.arange(count) % 4]
+    for index, label in enumerate(labels.tolist()):
+        if label == 1:
+            ink = _add_flag(ones[rng.integers(len(ones))], rng)
+        else:
+            ink = _write(*STYLES[label], rng)
+        # Centred by whole pixels, since half of one would blur.
+        shift = (0.5 - PLACES @ ink / ink.sum()).round().int().tolist()
+        image = (ink * 255).round().byte().view(IMAGE_SIZE, -1)
+        images[index] = image.roll(shift, (1, 0))
     return Digits(images, labels, "drawn digits")
 
 
-def _mix_forms(strokes, rng):
-    """Where the pen goes for a random mixture of the forms: `[dots, 2]`."""
-    weights = rng.dirichlet([0.5] * len(strokes[0]))
-    softness = rng.uniform(10, 18)  # of the corners
+def _add_flag(image, rng):
+    """The ink `[784]` of a one with a flag, and sometimes a base, added."""
+    ink = image.flatten() / 255
+    places = PLACES.T[ink > 0.5].numpy()  # from the top down
+    top, bottom = places[0], places[-1]
+    right, down = bottom - top
+    share, before, behind = rng.uniform((0.15, 0, 0), (0.95, 10, 10))
+    # A long flag keeps close to the stem, or it would make a 7.
+    angle = rng.uniform(0.35, 1.3) - 0.45 * share
+    cos, sin = share * math.cos(angle), share * math.sin(angle)
+    flag = np.add(top, (cos * right - sin * down, cos * down))
+    base = np.add(bottom, [(-before, 0), (behind, 0)])
+    strokes = [[flag, top], base][: rng.choice([1, 1, 2])]
+    radius = ink.sum() / math.hypot(right, down) / 2
+    return ink.maximum(_draw_dots(_move_pen(strokes, 0.5, rng), radius))
+
+
+def _write(strokes, straying, rng):
+    """The ink `[784]` of a digit of these strokes, in a box of 20 pixels."""
+    radius = rng.uniform(0.6, 2.0)
+    dots = _move_pen(strokes, straying, rng)
+    dots -= (dots.max(axis=0) + dots.min(axis=0)) / 2
+    dots *= (10 - radius) / dots.max()
+    return _draw_dots(dots, radius)
+
+
+def _move_pen(strokes, straying, rng):
+    """Dots of a pen that moves through the corners, or nearly: `[dots, 2]`."""
     lines = []
-    for forms in strokes:
-        corners = np.tensordot(weights, forms, 1)
-        corners += rng.normal(0, 1, corners.shape)  # an unsteady hand
+    for corners in strokes:
+        corners = rng.normal(corners, straying)
         # The pen waits at each corner and jumps to the next; smoothed, that is a line.
         waiting = np.repeat(corners, 40, axis=0)
-        lines.append(gaussian_filter1d(waiting, softness, axis=0))
+        lines.append(gaussian_filter1d(waiting, 14, axis=0))
     return np.concatenate(lines)
 
 
 def _draw_dots(dots, radius):
-    """Dots of a pen as an image `[28, 28] uint8` in MNIST's form."""
-    dots = dots - (dots.max(axis=0) + dots.min(axis=0)) / 2
-    dots *= (10 - radius) / dots.max()  # in a box of 20 pixels
+    """The ink `[784]` of dots of a pen."""
     distance = torch.cdist(PLACES.T, torch.tensor(dots).float()).amin(1)
-    ink = (radius + 0.5 - distance).clamp(0, 1)
-    # Centred by whole pixels, since half of one would blur.
-    shift = (0.5 - PLACES @ ink / ink.sum()).round().int().tolist()
-    return (ink * 255).round().byte().view(IMAGE_SIZE, -1).roll(shift, (1, 0))
+    return (radius + 0.5 - distance).clamp(0, 1)

@@ -42,7 +42,7 @@ class MLP(nn.Module):
                 layers.append(nn.Dropout(dropout))
             inputs = outputs
         layers.append(nn.Linear(inputs, NUM_CLASSES))
-        self.layers = nn.Sequential(*layers).float()
+        self.layers = nn.Sequential(*layers)
         self.activation = activation
         self.register_state_dict_post_hook(_note_activation)
 

@@ -232,7 +232,7 @@ def main():
         upright = remove_slant(train)
         run_recipe("fast", FAST, upright, remove_slant(test), chosen.seeds, local=True)
         if not chosen.short:
-            train += draw_styles(drawn).to(device)
+            train += draw_styles(train, drawn).to(device)
             run_recipe("final", final, train, test, chosen.seeds)
 
 

@@ -27,17 +27,16 @@ def set_deviations(monkeypatch, *values):
 
 
 def test_affine_part(toy, monkeypatch):
-    """Scaled, sheared, turned, then shifted, each by a number drawn evenly."""
-    set_deviations(monkeypatch, 30, 0.4, 0.6, 7, 0)
+    """Scaled, sheared, turned and shifted, each by a number drawn evenly."""
+    set_deviations(monkeypatch, 0.5, 0.4, 0.6, 7, 0)
     draws = torch.rand(6, 100, generator=seed(3)) - 0.5
+    turned = torch.tensor([[0, -0.5], [0.5, 0]])
+    sheared = torch.tensor([[0, 0.6], [0, 0]])
     maps = []
     for draw in draws.T:
-        scaled = torch.diag(1 + 0.4 * draw[1:3])
-        sheared = torch.tensor([[1, 0.6 * draw[3]], [0, 1]])
-        quarter = torch.tensor([[0.0, -1], [1, 0]])
-        turned = torch.matrix_exp(torch.deg2rad(30 * draw[0]) * quarter)
+        changed = torch.diag(1 + 0.4 * draw[1:3]) + draw[0] * turned + draw[3] * sheared
         shifted = draw[4:, None] / 2  # 7 of 14 pixels
-        maps.append(torch.cat([turned @ sheared @ scaled, shifted], dim=1))
+        maps.append(torch.cat([changed, shifted], dim=1))
     pictures = toy.images[:, None] / 255
     grid = F.affine_grid(torch.stack(maps), pictures.shape, align_corners=False)
     expected = F.grid_sample(pictures, grid, mode="bicubic", align_corners=False)
@@ -63,7 +62,7 @@ def test_elastic_part(monkeypatch):
 
 
 def test_defaults_and_random_numbers(toy):
-    assert [getattr(augment, name) for name in DEVIATIONS] == [12, 0.12, 0.2, 2, 2]
+    assert [getattr(augment, name) for name in DEVIATIONS] == [0.2, 0.12, 0.2, 2, 2]
     generator = seed(5)
     warped = warp_digits(toy.images, generator=generator)
     assert not torch.equal(warp_digits(toy.images, 1.0, generator), warped)
@@ -73,57 +72,78 @@ def test_defaults_and_random_numbers(toy):
     assert (still - toy.images / 255).abs().max() < 1e-5
 
 
-def test_drawn_digits():
-    drawn = draw_styles(400)
+def test_styles(mnist):
+    drawn = draw_styles(mnist[1], 400)
     assert drawn.labels.bincount().tolist() == [0, 200, 0, 0, 100, 0, 0, 0, 0, 100]
-    for image in drawn.images.numpy():  # in MNIST's form
-        assert np.ptp(np.argwhere(image), axis=0).max() in (18, 19, 20)
+    for image, label in zip(drawn.images.numpy(), drawn.labels, strict=True):
         assert center_of_mass(image) == pytest.approx((14, 14), abs=0.51)
-    assert draw_styles(400).images.equal(drawn.images)
-    assert not draw_styles(400, seed=1).images.equal(drawn.images)
+        if label != 1:
+            assert np.ptp(np.argwhere(image), axis=0).max() in (18, 19, 20)
+    assert draw_styles(mnist[1], 400).images.equal(drawn.images)
+    assert not draw_styles(mnist[1], 400, seed=1).images.equal(drawn.images)
 
 
-def test_each_style_has_its_label():
+def test_each_style_has_its_label(mnist):
     """A network that has learnt from others of the kind reads them."""
     model = load_model(PROJECT_ROOT / "model.pth")
-    drawn = draw_styles(400, 2)
+    drawn = draw_styles(mnist[1], 400, 2)
     logits = model(TRANSFORM(drawn.images))
     assert (logits.argmax(1) == drawn.labels).sum() > 388
 
 
-def test_forms_are_mixed():
-    """Between its forms, up to a hand's unsteadiness, lies each corner of a digit."""
+def test_flags(monkeypatch):
+    """The longer, the closer to the stem; every third one has a base, too."""
+    stem = np.linspace((4, -9), (-4, 9), 50)
+    ink = augment._draw_dots(stem, 1.5)
+    image = (ink * 255).byte().view(28, 28)
+    places = (image > 127).nonzero().flip(1).numpy() - 13.5
+    right, down = places[-1] - places[0]
+    pen = mock.Mock(return_value=stem)
+    monkeypatch.setattr(augment, "_move_pen", pen)
+    flags = []
+    bases = []
     rng = np.random.default_rng(0)
-    ends = []
-    for _ in range(2000):
-        dots = augment._mix_forms([[[(0, 0), (10, 0)], [(0, 20), (10, 20)]]], rng)
-        ends.append([*dots[0], *dots[-1]])
-        assert np.abs(np.diff(dots, axis=0)).max() < 0.6  # no gaps
-    assert np.mean(ends, axis=0) == pytest.approx([0, 10, 10, 10], abs=0.5)
-    # Downwards they are often near one of the forms.
-    assert np.std(ends, axis=0) == pytest.approx([0.95, 7.1, 0.95, 7.1], abs=0.4)
+    for _ in range(3000):
+        # Here the pen only follows the stem once more, as thick as it is.
+        assert (augment._add_flag(image, rng) - ink).abs().max() < 0.3
+        [(tip, top), *base], straying, _ = pen.call_args.args
+        assert [*top, straying] == [*places[0], 0.5]
+        x, y = tip - top
+        x -= y * right / down  # as if the stem were upright
+        share = math.hypot(x, y) / down
+        flags.append([share, math.atan2(-x, y) + 0.45 * share])
+        bases += base
+    ranges = np.min(flags, axis=0), np.max(flags, axis=0)
+    np.testing.assert_allclose(ranges, [(0.15, 0.35), (0.95, 1.3)], atol=0.01)
+    ends = np.mean(bases, axis=0) - places[-1]
+    np.testing.assert_allclose(ends, [(-5, 0), (5, 0)], atol=0.3)
+    assert len(bases) == pytest.approx(1000, rel=0.1)
 
 
 def test_strokes_are_smooth():
     """A corner is rounded, its ends stay; the pen is lifted between two strokes."""
-    rng = mock.Mock()
-    rng.dirichlet.return_value = [1.0]
-    rng.normal.return_value = 0.0
-    for softness, distance in ((10, 0.46), (18, 2.67)):
-        rng.uniform.return_value = softness
-        corner = [[(0, 0), (10, 10), (0, 20)]]
-        dots = augment._mix_forms([corner, [[(30, 0), (30, 20)]]], rng)
-        assert dots[:120, 0].max() == pytest.approx(10 - distance, abs=0.1)
-        assert dots[:120, 0].min() == pytest.approx(0, abs=0.3)
-        assert dots[120:, 0] == pytest.approx(30)
-    assert rng.uniform.call_args == mock.call(10, 18)
+    strokes = [[(0, 0), (10, 10), (0, 20)], [(30, 0), (30, 20)]]
+    dots = augment._move_pen(strokes, 0, np.random.default_rng(0))
+    assert dots[:120, 0].max() == pytest.approx(8.47, abs=0.1)
+    assert dots[:120, 0].min() == pytest.approx(0, abs=0.3)
+    assert dots[120:, 0] == pytest.approx(30)
+    assert np.abs(np.diff(dots[:120], axis=0)).max() < 0.6  # no gaps
+
+
+def test_pen_strays():
+    """By so much at each corner, the more in a 4."""
+    rng = np.random.default_rng(0)
+    starts = [augment._move_pen([[(3, 7)]], 1.5, rng)[0] for _ in range(2000)]
+    assert np.std(starts, axis=0) == pytest.approx([1.5, 1.5], rel=0.05)
 
 
 def test_pen():
     """An upright stroke: as long as the box, twice the radius wide, centred."""
-    dots = np.stack([np.full(50, 3.0), np.linspace(2, 9, 50)], axis=1)
     for radius in (0.6, 2.0):
-        image = augment._draw_dots(dots, radius) / 255
+        rng = mock.Mock(normal=lambda corners, _: np.array(corners, float))
+        rng.uniform.return_value = radius
+        image = augment._write([[(3, 2), (3, 9)]], 1, rng)
         area = 2 * radius * (20 - 2 * radius) + math.pi * radius**2
         assert image.sum() == pytest.approx(area, rel=0.1)
-        assert image.any(dim=1).sum() == 20
+        assert image.view(28, 28).any(dim=1).sum() == 20
+        assert rng.uniform.call_args == mock.call(0.6, 2.0)

@@ -190,14 +190,6 @@ def test_damaged_file_is_named_with_cause_and_cure(toy_mnist, name):
     )
 
 
-def test_folder_in_place_of_a_file(toy_mnist):
-    path = toy_mnist / "t10k-labels-idx1-ubyte"
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(DataError, match="ubyte is damaged or another file"):
-        load_mnist(toy_mnist.parents[1])
-
-
 def test_files_of_an_old_torchvision(toy_mnist):
     path = toy_mnist.parent / "processed/training.pt"
     path.parent.mkdir()

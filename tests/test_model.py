@@ -80,15 +80,6 @@ def test_defaults_and_dropout():
     assert str(MLP((8,), dropout=0.3).layers) == str(silenced)
 
 
-def test_works_in_float32_whatever_the_default_is(path):
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert MLP((3,), batch_norm=True)(PIXELS).dtype == torch.float32
-        assert load_model(path)(PIXELS).dtype == torch.float32
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def test_images_of_both_shapes_are_welcome():
     model = make_model((8,))
     assert torch.equal(model(PIXELS), model(PIXELS.view(6, 28, 28)))

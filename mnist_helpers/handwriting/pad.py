@@ -72,7 +72,7 @@ def is_live() -> bool:
     Programs that run a notebook from end to end offer no input from a keyboard.
     """
     kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))
+    return getattr(kernel, "_allow_stdin", False)
 
 
 def show_pad(model: nn.Module, example: Tensor) -> None:

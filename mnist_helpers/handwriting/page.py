@@ -115,8 +115,7 @@ def find_ink(page: ndarray, blur: float = 1.0) -> ndarray:
     wide = np.pad(page, half, mode="edge")  # beyond the border, the paper goes on
     paper = ndimage.grey_closing(wide, 2 * half + 1)
     paper = paper[half:-half, half:-half]
-    even = _find_even_paper(page) or 0
-    return 1 - page / np.maximum(paper, max(even, 0.1))
+    return 1 - page / np.maximum(paper, _find_even_paper(page) or 0.1)
 
 
 def drop_frames(mask: ndarray) -> ndarray:
