@@ -81,7 +81,7 @@ def _make_fields(device):
 
 def _make_affine(draws):
     """Maps `[batch, 2, 3]`, in pixels, from numbers `[6, batch]` in -1..1."""
-    turn = ROTATION * draws[0]  # as good as its sine; its cosine is about 1
+    turn = ROTATION * draws[0]  # so small that it stands for its sine
     width, height = 1 + SCALE * draws[1:3]
     shear = SHEAR * draws[3]
     right, down = SHIFT * draws[4:]
@@ -92,9 +92,9 @@ def _make_affine(draws):
 def draw_styles(digits: Digits, count: int, seed: int = 0) -> Digits:
     """Digits as much of the world writes them, and MNIST's American writers seldom did.
 
-    Half of the `count` are ones of `digits` with a flag added, every third with a base
-    too; a quarter each are drawn fours with a short second stroke and nines with a bent
-    tail. The same `seed` draws the same.
+    Half of the `count` are ones of `digits` with a flag added, a third of these with a
+    base too; a quarter each are drawn fours with a short second stroke and nines with a
+    bent tail. The same `seed` draws the same. `digits` must have a one.
     """
     rng = np.random.default_rng(seed)
     ones = digits.images[digits.labels == 1].cpu()

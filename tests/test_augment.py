@@ -92,7 +92,7 @@ def test_each_style_has_its_label(mnist):
 
 
 def test_flags(monkeypatch):
-    """The longer, the closer to the stem; every third one has a base, too."""
+    """The longer, the closer to the stem; a third has a base, too."""
     stem = np.linspace((4, -9), (-4, 9), 50)
     ink = augment._draw_dots(stem, 1.5)
     image = (ink * 255).byte().view(28, 28)
@@ -131,7 +131,7 @@ def test_strokes_are_smooth():
 
 
 def test_pen_strays():
-    """By so much at each corner, the more in a 4."""
+    """By so much at each corner, to the side and down."""
     rng = np.random.default_rng(0)
     starts = [augment._move_pen([[(3, 7)]], 1.5, rng)[0] for _ in range(2000)]
     assert np.std(starts, axis=0) == pytest.approx([1.5, 1.5], rel=0.05)
