@@ -451,7 +451,7 @@ KINDS = {
         ),
         0.95,
     ),
-    "black inset": (inset, 0.8),
+    "black inset": (inset, 0.9),
     "faint": (partial(on_paper, dark=(0.07, 0.15), noise=0.006), 0.97),
     "faint, 28 pixels": (faint_file, 0.92),
     "soft pencil, shadow": (

@@ -41,7 +41,7 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
         sheet = ndimage.binary_fill_holes(find_largest(part))
         inside = Image.fromarray(ndimage.binary_erosion(sheet, AROUND, 2))
         inside = np.asarray(inside.resize(page.shape[::-1]))
-        if inside.any() and part[sheet].mean() >= 0.8 and _is_sheet(sheet):
+        if inside.any() and part[sheet].mean() >= 0.65 and _is_sheet(sheet):
             box = find_box(inside)
             nearest = ndimage.distance_transform_edt(
                 ~inside[box], return_distances=False, return_indices=True
