@@ -103,9 +103,8 @@ def plot_lines(
     """
     if ax is None:
         _, ax = make_axes()
-    marker = "o" if len(x) < 60 else ""
     for name, y in lines.items():
-        ax.plot(x, y, marker=marker, label=name)
+        ax.plot(x, y, marker="o" if len(x) < 60 else "", label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **options)
     if len(lines) > 1:
         ax.legend()
@@ -122,17 +121,16 @@ def plot_history(history: list, total: int, title: str) -> Figure:
     table = pd.DataFrame(history, columns=columns)
     losses = {"training": table.train_loss}
     validated = not table.validation_loss.hasnans
-    figure, axes = make_axes(1, 1 + validated, (9, 3.1), squeeze=False)
+    figure, _ = make_axes(1, 1 + validated, (9, 3.1))
+    left, *right = figure.axes
     if validated:
         losses["validation"] = table.validation_loss
         line = {"": table.validation_accuracy}
-        plot_lines(table.number, line, "", "epoch", "validation accuracy", axes[0, 1])
-        set_accuracy_scale(axes[0, 1])
-    plot_lines(
-        table.number, losses, "", "epoch", "mean loss (nats), log scale", axes[0, 0]
-    )
-    set_loss_scale(axes[0, 0])
-    for ax in axes.flat:
+        plot_lines(table.number, line, "", "epoch", "validation accuracy", right[0])
+        set_accuracy_scale(right[0])
+    plot_lines(table.number, losses, "", "epoch", "mean loss (nats), log scale", left)
+    set_loss_scale(left)
+    for ax in figure.axes:
         ax.set_xlim(0, total + 0.5)
         ax.locator_params("x", integer=True)
     figure.suptitle(title, wrap=True)
@@ -190,5 +188,5 @@ def show_table(heading: list, *rows: list) -> RichOutput:
     text = ""
     for row in [heading, ["---"] * len(heading), *rows]:
         cells = [str(cell).replace("|", "&#124;") for cell in row]
-        text += "| " + " | ".join(cells) + " |\n"
+        text += f"| {' | '.join(cells)} |\n"
     return RichOutput({"text/plain": text, "text/markdown": text})

@@ -136,10 +136,12 @@ def list_runs(study: Study, base: Config, columns: list[str] = COLUMNS) -> pd.Da
         try:
             config = Config(**noted["config"])
             row |= asdict(config)
-            row["config"] = config
-            row["depth"] = len(config.hidden)
-            row["width"] = max(config.hidden, default=0)
-            row["also"] = describe_changes(config, base)
+            row |= {
+                "config": config,
+                "depth": len(config.hidden),
+                "width": max(config.hidden, default=0),
+                "also": describe_changes(config, base),
+            }
         except (KeyError, TypeError, ValueError):
             pass  # another program's trial, or another version's
         rows.append(row)
