@@ -1,5 +1,6 @@
 """The network, and keeping it in a file."""
 
+import math
 import os
 import pickle
 import zipfile
@@ -57,10 +58,12 @@ class MLP(nn.Module):
 
 def _check_pixels(pixels):
     """Say what was given and wanted, instead of an error from deep inside torch."""
-    if pixels.shape[1:].numel() != NUM_PIXELS or pixels.dtype != torch.float32:
+    numbers = math.prod(pixels.shape[1:])
+    if numbers != NUM_PIXELS or pixels.dtype != torch.float32:
         raise ValueError(
-            "expected [batch, 784] or [batch, 28, 28] float32, got "
-            f"{list(pixels.shape)} {pixels.dtype}: pass images through TRANSFORM first"
+            "expected a tensor [batch, 784] or [batch, 28, 28] float32, got "
+            f"{type(pixels).__name__} {list(pixels.shape)} {pixels.dtype}: "
+            "pass images through TRANSFORM first"
         )
 
 

@@ -94,9 +94,11 @@ def test_wrong_input_is_named():
         ([3, 784], torch.float64),
         ([3, 28, 28], torch.uint8),
     ):
-        got = f"[batch, 784] or [batch, 28, 28] float32, got {shape} {dtype}"
+        got = f"[batch, 784] or [batch, 28, 28] float32, got Tensor {shape} {dtype}"
         with pytest.raises(ValueError, match=re.escape(got)):
             MLP()(torch.zeros(shape, dtype=dtype))
+    with pytest.raises(ValueError, match=re.escape("got ndarray [6, 784] float32")):
+        MLP()(PIXELS.numpy())
 
 
 # --- files
