@@ -128,19 +128,17 @@ def test_training_never_meets_a_batch_of_one(numbered):
 
 
 def test_offline_digits_are_the_bundled_ones():
-    """Made small again, each is nearest to one bundled image, of the same digit."""
+    """In their order, and made small again, about as they were."""
     train, test = load_offline_digits()
     assert [len(train), len(test)] == [1438, 359]
-    images = torch.cat([train.images, test.images])
-    labels = torch.cat([train.labels, test.labels])
-    middle = images[:, 4:24, 4:24]
-    assert middle.sum() == images.sum()  # a margin, as in MNIST
+    digits = train + test
+    middle = digits.images[:, 4:24, 4:24]
+    assert middle.sum() == digits.images.sum()  # a margin, as in MNIST
     small = torch.nn.functional.adaptive_avg_pool2d(middle.float(), 8)
     bundled = sklearn.datasets.load_digits()
-    original = torch.tensor(bundled.data).float() * 255 / 16
-    nearest = torch.cdist(small.flatten(1), original).argmin(dim=1)
-    assert len(nearest.unique()) > 1700  # no digit is in both parts
-    assert torch.equal(torch.tensor(bundled.target)[nearest], labels)
+    original = torch.tensor(bundled.images) * 255 / 16
+    assert (small - original).abs().mean() < 23
+    assert digits.labels.tolist() == bundled.target.tolist()
     assert train.name == test.name == "offline digits"
 
 

@@ -59,8 +59,8 @@ SQUARE = fill((40, 160, 40, 160))
         (fill((0, 44, 10, 190)), 0.5, False),  # 40% of its edge is the picture's
         (fill((0, 46, 10, 190)), 0.5, True),
         (SQUARE, 0.8, False),  # hardly lighter
-        (SQUARE & ~fill((73, 127, 73, 127)), 0.5, False),  # a frame
-        (SQUARE & ~fill((74, 126, 74, 126)), 0.5, True),
+        (SQUARE & ~fill((65, 135, 65, 135)), 0.5, False),  # a frame
+        (SQUARE & ~fill((66, 134, 66, 134)), 0.5, True),
         (SQUARE & ~fill((60, 140, 60, 140)) | fill((65, 135, 65, 135)), 0.5, True),  # 0
         (np.hypot(X, Y) < 70, 0.5, False),
         (fill((40, 100, 40, 130), (100, 160, 48, 138)), 0.5, True),
@@ -124,13 +124,6 @@ def test_strokes_may_cross_the_lines_of_a_box(stroke):
     assert left[lines].mean() < 0.04  # but for the corners
 
 
-def test_cell_of_a_form_is_removed():
-    rules = fill((30, 33, 0, SIDE), (167, 170, 0, SIDE))
-    sides = fill((30, 170, 30, 33), (30, 170, 167, 170))
-    found = find_strokes(paint(MASK | rules | sides))
-    assert found.shape == pytest.approx((60, 40), abs=2)
-
-
 STEM = (40, 140, 132, 140)
 LINE = (150, 153, 0, SIDE)
 
@@ -145,13 +138,11 @@ LINE = (150, 153, 0, SIDE)
         (True, DIGIT, [(150, 153, 0, 97), (150, 153, 103, SIDE)]),
         (False, DIGIT, [(150, 152, 0, 120), (161, 163, 120, SIDE)]),
         (True, DIGIT, [(150, 152, 0, 120), (162, 164, 120, SIDE)]),  # too tilted
-        (False, STEM, [(40, 43, 0, SIDE), (40, 45, 60, 140)]),
         (True, STEM, [(40, 43, 0, SIDE), (40, 46, 60, 140)]),  # the bar of a 7
         (True, (40, 100, 14, 74), [LINE]),  # the digit fills the page
         (False, (40, 100, 15, 75), [LINE]),
         (False, (40, 100, 125, 185), [LINE]),
         (True, (40, 100, 126, 186), [LINE]),
-        (True, (3, 195, 180, 195), [(3, 8, 0, SIDE)]),
         (True, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE)]),
         (False, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE), (120, 123, 0, SIDE)]),
         (False, DIGIT, [(150, 153, 40, 149)]),  # beside the digit, 1.8 times as long

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_toy_digits
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_helpers import training
 from mnist_helpers.augment import warp_digits
@@ -113,9 +114,8 @@ def test_model_is_what_pytorch_makes_of_the_config():
 
 
 def test_another_seed_another_model():
-    models = [make_model(replace(TINY, seed=seed)) for seed in (0, 1, 0)]
-    first, other, again = [model.layers[0].bias[0].item() for model in models]
-    assert first == again != other
+    other = make_model(replace(TINY, seed=1))
+    assert not flatten(other).equal(flatten(make_model(TINY)))
 
 
 @pytest.mark.parametrize(
@@ -126,29 +126,16 @@ def test_another_seed_another_model():
         ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
     ],
 )
-def test_two_steps_are_those_of_textbooks(toy, name, kind, options):
-    """As PyTorch's plain loop over the weights takes them."""
+def test_optimizer_has_what_the_config_says(toy, name, kind, options):
     config = replace(TINY, optimizer=name, weight_decay=0.5)
-    model = make_model(config).eval()
-    by_hand = make_model(config)
-    reference = kind(
-        by_hand.parameters(), 0.02, weight_decay=0.5, foreach=False, **options
-    )
-    wanted = []
-    for batch in (toy[:60], toy[60:]):
-        reference.zero_grad()
-        wanted.append(PER_DIGIT(by_hand(TRANSFORM(batch.images)), batch.labels))
-        wanted[-1].mean().backward()
-        reference.step()
+    model = make_model(config)
     optimizer = make_optimizer(model, config)
-    assert optimizer.defaults["fused"]  # a third faster
-    for value in model.parameters():
-        value.grad = torch.ones_like(value)  # of an earlier step: must not count
+    # Fused: a third faster
+    wanted = kind(model.parameters(), 0.02, weight_decay=0.5, fused=True, **options)
+    assert type(optimizer) is kind
+    assert optimizer.param_groups == wanted.param_groups
     losses = train_epoch(model, make_loader(toy, 60), PER_DIGIT, optimizer)
-    torch.testing.assert_close(flatten(model), flatten(by_hand))
-    torch.testing.assert_close(losses, torch.cat(wanted).detach())
     assert not losses.requires_grad
-    assert model.training
 
 
 # --- fit
@@ -161,7 +148,9 @@ def test_fit_is_a_loop_of_a_few_lines(toy):
     optimizer = make_optimizer(by_hand, config)
     losses = torch.full([100], 3.0)
     short = has_bfloat16(losses.device)
-    model = make_model(config)
+    model = make_model(config).eval()
+    for value in model.parameters():
+        value.grad = torch.ones_like(value)  # of an earlier step: must not count
     for number, epoch in enumerate(fit(model, config, toy, VALIDATION)):
         torch.manual_seed(hash((config.seed, number)))
         shown = draw_digits(losses, 60)
@@ -192,19 +181,8 @@ def test_same_config_same_weights_whoever_else_draws_random_numbers(toy):
     assert records == wanted
 
 
-def test_one_cycle(toy, monkeypatch):
-    """From a 25th up for 15% of the steps, then down to nothing."""
-    config = replace(EVERYTHING, hard_fraction=1.0, batch_size=100, epochs=20)
-    model = make_model(config)
-    optimizer = make_optimizer(model, config)
-    monkeypatch.setattr(training, "make_optimizer", lambda *_: optimizer)
-    rates = [optimizer.param_groups[0]["lr"] for _ in fit(model, config, toy)]
-    assert rates[1] == max(rates) == pytest.approx(0.01)
-    assert rates[0] < 0.007
-    assert rates[18] < 1e-6
-
-
 def test_how_many_digits_an_epoch_shows(toy):
+    """The learning rate's cycle is as long, with a first part of 15%."""
     for size, fraction, shown, batches in (
         (65, 1.0, 64, 2),  # a last batch of one is left out
         (66, 1.0, 66, 3),
@@ -213,9 +191,13 @@ def test_how_many_digits_an_epoch_shows(toy):
         config = replace(EVERYTHING, hard_fraction=fraction)
         with mock.patch.object(training, "train_epoch", wraps=train_epoch) as train_it:
             *_, last = fit(make_model(config), config, toy[:size])
-        _, loader, _, _, scheduler, _ = train_it.call_args.args
+        _, loader, _, optimizer, scheduler, _ = train_it.call_args.args
         assert len(loader.dataset) == shown
-        assert scheduler.total_steps == 3 * batches
+        steps = 3 * batches
+        wanted = OneCycleLR(optimizer, 0.01, steps, pct_start=0.15)
+        for _ in range(steps):
+            wanted.step()
+        assert scheduler.state_dict() == wanted.state_dict()
         assert math.isnan(last.validation_loss)
         assert math.isnan(last.validation_accuracy)
 
@@ -260,7 +242,7 @@ def test_digits_are_learnt_by_heart(toy):
     [
         (training, "draw_digits"),
         (torch.Tensor, "backward"),
-        (torch.optim.lr_scheduler.OneCycleLR, "step"),
+        (OneCycleLR, "step"),
         (training, "train_epoch"),
         (training, "evaluate"),
     ],
