@@ -211,7 +211,7 @@ def test_faint_and_small_ink_is_read():
         (paint(MASK) - 0.6 * 0.41 * LIGHTER, 60),
         (paint(MASK) - 0.6 * 0.42 * LIGHTER, 90),
         (paint(MASK, 0.872), 60),
-        (paint(MASK, 0.8) + GRAIN, 60),
+        (0.8 * (paint(MASK, 0.8) + GRAIN), 60),
         (paint(fill((50, 52, 50, 52))), 40),  # seen from near
     ):
         assert len(find_strokes(page)) == pytest.approx(height, abs=2)
@@ -235,7 +235,7 @@ LINES = fill((29, 30, 100, 200), (37, 38, 8, 144))  # one leaves the box
         (paint(EMPTY_BOX | LINES), "nothing but printed lines"),
         (0.0 * X, "nothing"),
         (paint(MASK, 0.874), "nothing"),
-        (paint(MASK, 0.81) + GRAIN, "nothing"),
+        (0.8 * (paint(MASK, 0.81) + GRAIN), "nothing"),
         (
             paint(fill((0, 100, 30, 40), (70, 76, 100, 104)), 0.6) * SHADE[:, None],
             "only shadows",

@@ -256,6 +256,7 @@ def test_what_is_no_picture_is_refused():
         (None, "expected numbers"),
         ("\0", "cannot be read"),
         (np.zeros((0, 5)), "expected numbers"),
+        (Image.new("RGBA", (5, 0)), "cannot be read"),
         (np.zeros((9, 9, 5)), "expected numbers"),
         (np.zeros((9, 9), complex), "expected numbers"),
         (np.where(SEVEN > 99, 1, np.nan), "finite numbers"),

@@ -43,8 +43,8 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
         inside = np.asarray(inside.resize(page.shape[::-1]))
         if inside.any() and part[sheet].mean() >= 0.65 and _is_sheet(sheet):
             box = find_box(inside)
-            nearest = ndimage.distance_transform_edt(
-                ~inside[box], return_distances=False, return_indices=True
+            _, nearest = ndimage.distance_transform_edt(
+                ~inside[box], return_indices=True
             )
             yield page[box][tuple(nearest)]
 
@@ -69,8 +69,7 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
     Raises:
         PictureError: Nothing stands out, or only shadows do.
     """
-    if max(page.shape) < SMALLEST:
-        page = resize(page, math.ceil(SMALLEST / max(page.shape))).clip(0, 1)
+    page = resize(page, math.ceil(SMALLEST / max(page.shape))).clip(0, 1)
     ink = find_ink(page, blur)
     low, paper = np.quantile(ink, (0.03, 0.15))  # both are paper, even in tight crops
     noise = paper - low  # 0.84 standard deviations of normal noise
@@ -90,8 +89,8 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
     mask = _drop_others(mask, ink**3, is_faint)
     box = find_box(mask)
     if max(mask[box].shape) < max(page.shape) / 4:
-        near = page[_widen(box)]  # smoothed less, as it is smaller
-        return find_strokes(near, darkness, blur)
+        # Smoothed less, as it is smaller.
+        return find_strokes(page[_widen(box)], darkness, blur)
     return mask[box]
 
 
@@ -212,17 +211,15 @@ def _drop_others(mask, weight, faint):
     at_rim = ndimage.mean(rim, pieces * edge, numbers)  # the share of each one's edge
     weights = ndimage.sum_labels(weight, pieces, numbers)
     shadow = at_rim > (0.05 if faint else 0.45)  # a stroke only ends there
-    lit = np.where(shadow, 0, weights)
-    if lit.max() > weights.max() * 0.05:
-        weights = lit
-    elif faint:
+    cut = np.isin(numbers, pieces[:, [0, -1]])  # by the left or the right border
+    for unwanted, least in ((shadow, 0.05), (cut, 0.2)):
+        others = np.where(unwanted, 0, weights)
+        if others.max() > least * weights.max():
+            weights = others
+    if faint and shadow[weights.argmax()]:
         raise PictureError(
             "only shadows stand out from the paper: use a darker pen or more even light"
         )
-    cut = np.isin(numbers, pieces[:, [0, -1]])  # by the left or the right border
-    whole = np.where(cut, 0, weights)
-    if whole.max() > 0.2 * weights.max():
-        weights = whole
     large = weights > 0.05 * weights.max()
     kept = np.isin(pieces, numbers[large])
     if weights.max() > weights.sum() / 2:  # what else belongs to the digit is near
@@ -241,7 +238,7 @@ def _widen(box):
 
 def _find_even_paper(page, tolerance=0.1):
     """The brightness of the paper, if half of the border is about like the corners."""
-    rim = np.concatenate([page[0], page[-1], page[:, 0], page[:, -1]])
+    rim = np.append(page[[0, -1]], page[:, [0, -1]])
     paper = np.median(page[[0, -1]][:, [0, -1]])
     even = np.abs(rim - paper) < tolerance * np.ptp(page)
     return paper if even.mean() > 0.5 else None
@@ -254,7 +251,7 @@ def _has_light_ink(page):
     the fifth power forgets what is faint and wide. Uneven paper is the local mean.
     """
     paper = _find_even_paper(page, 0.03)
-    page = resize(page, min(1, 128 / max(page.shape)), AVERAGE)
+    page = resize(page, 128 / max(page.shape), AVERAGE)
     if paper is None:
         paper = ndimage.gaussian_filter(page, max(page.shape) / 10)
     return ((page - paper) ** 5).mean() > 0
@@ -277,8 +274,7 @@ def _has_no_notch(mask):
 def find_largest(mask: ndarray) -> ndarray:
     """The largest piece of a mask."""
     pieces, _ = ndimage.label(mask, AROUND)
-    sizes = np.bincount(pieces.ravel())
-    return pieces == 1 + sizes[1:].argmax()
+    return pieces == np.bincount(pieces[mask]).argmax()
 
 
 def find_box(mask: ndarray) -> tuple[slice, slice]:

@@ -7,7 +7,6 @@ recognition", III.A). What NIST's scanners had done before is done here, too.
 """
 
 import io
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from mnist_helpers.handwriting.page import (
 LARGEST = 512  # pixels; larger pictures are reduced to about this: less noise and time
 # How dark ink is at least and how much a page is smoothed, as `find_strokes` takes it:
 # as usual; for blurred or shaded digits whose strokes run together; for broken strokes.
-LOOKS = [(0.42, 1), (0.7, 1), (0.3, 2)]
+LOOKS = [(), (0.7,), (0.3, 2)]
 FINE = 100  # pixels; the longer side of the digit while its strokes are measured
 THINNEST, THICKEST = 8, 20  # pixels of FINE; other strokes are brought to these
 BOX = 20  # pixels; the longer side of every digit in MNIST
@@ -57,10 +56,10 @@ def open_picture(source) -> Image.Image:
     name = source if isinstance(source, str | os.PathLike) else "the picture"
     try:
         image = _read_image(source)
-        image.load()
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         image = image.reduce(max(1, round(max(image.size) / LARGEST)))
         image = ImageOps.exif_transpose(image)
+        return _lay_on_paper(image) if image.mode == "RGBA" else image
     except PictureError:
         raise
     except Exception as error:  # Pillow raises nearly anything for a damaged file
@@ -68,7 +67,6 @@ def open_picture(source) -> Image.Image:
         raise PictureError(
             f"{name} cannot be read ({cause:.99}): is it a PNG or JPEG, not huge?"
         ) from None
-    return _lay_on_paper(image) if image.mode == "RGBA" else image
 
 
 def _read_image(source):
@@ -88,37 +86,35 @@ def _read_image(source):
 def _make_image(source):
     """An array of any shape and number type as a picture of 8 bits.
 
-    Other numbers than bytes are spread out, from black for the lowest to white for the
-    highest.
+    Numbers on another scale than 0 to 255 are spread out, from black for the lowest to
+    white for the highest.
     """
     if isinstance(source, Digits):
         source = source.images
     if isinstance(source, Tensor):
-        source = source.detach().cpu()
-        source = source.double() if source.is_floating_point() else source
+        source = source.detach().cpu().double()
     values = np.asarray(source)
     given = f"got {list(values.shape)} {values.dtype}"
     values = values.squeeze()
     if values.shape == (NUM_PIXELS,):
         values = values.reshape(IMAGE_SIZE, IMAGE_SIZE)
-    is_batch = values.ndim > 2 and values.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE)
-    if is_batch and (values != values[:1]).any():
+    if values.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE) and (values != values[0]).any():
         raise PictureError(
             f"expected one picture, {given}, a batch of {len(values)}: take one"
         )
     if values.ndim == 3 and values.shape[2] > 4:
         values = np.moveaxis(values, 0, 2)
     is_number = values.dtype.kind in "buif"  # bool, unsigned, int, float
-    is_shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] <= 4)
+    is_shaped = values.ndim > 1 and values.shape[2:] in [(), (2,), (3,), (4,)]
     if not is_number or not is_shaped or values.size == 0:
         raise PictureError(
             "expected numbers [height, width] or [height, width, 1..4 channels], "
             + given
         )
     low, high = float(values.min()), float(values.max())
-    if not math.isfinite(high - low):
+    if not np.isfinite(high - low):
         raise PictureError(f"expected finite numbers, {given} with others")
-    if values.dtype != np.uint8 or high < 32:  # no usual scale, or a mask of 0 and 1
+    if low < 0 or not 32 <= high < 256:  # no usual scale, or a mask of 0 and 1
         values = (values.astype(float) - low) * 255 / (high - low or 1)
     return Image.fromarray(values.round().astype(np.uint8))
 
@@ -192,7 +188,7 @@ def fit_box(mask: np.ndarray) -> Tensor:
     change = np.clip(width, THINNEST, THICKEST) - width
     ink = (_measure_edge(mask) + change / 2 + 0.5).clip(0, 1)
     ink = ink[find_box(ink > 0)]
-    ink = resize(ink, BOX / max(ink.shape), AVERAGE).clip(0, 1)
+    ink = resize(ink, BOX / max(ink.shape), AVERAGE)
     room = np.subtract(IMAGE_SIZE, ink.shape)
     corner = np.subtract(IMAGE_SIZE // 2, ndimage.center_of_mass(ink))
     corner = corner.round().astype(int).clip(0, room)

@@ -91,18 +91,17 @@ def predict_picture(model: nn.Module, source) -> Prediction:
         PictureError: There is nothing to read, or clearly no single digit.
     """
     picture = open_picture(source)
-    best = None
+    answers = []
     try:
         for pixels in find_readings(picture):
             answer = Prediction(find_probabilities(model, pixels), pixels, picture)
-            if best is None or answer.confidence > best.confidence:
-                best = answer
-            if best.confidence > SURE:
+            answers.append(answer)
+            if answer.confidence > SURE:
                 break
     except PictureError:
-        if best is None:
+        if not answers:
             raise
-    return best
+    return max(answers, key=lambda answer: answer.confidence)
 
 
 def find_probabilities(model: nn.Module, pixels: Tensor) -> Tensor:
