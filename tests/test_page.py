@@ -59,8 +59,8 @@ SQUARE = fill((40, 160, 40, 160))
         (fill((0, 44, 10, 190)), 0.5, False),  # 40% of its edge is the picture's
         (fill((0, 46, 10, 190)), 0.5, True),
         (SQUARE, 0.8, False),  # hardly lighter
-        (SQUARE & ~fill((65, 135, 65, 135)), 0.5, False),  # a frame
-        (SQUARE & ~fill((66, 134, 66, 134)), 0.5, True),
+        (SQUARE & ~fill((63, 137, 63, 137)), 0.5, False),  # a frame
+        (SQUARE & ~fill((64, 136, 64, 136)), 0.5, True),
         (SQUARE & ~fill((60, 140, 60, 140)) | fill((65, 135, 65, 135)), 0.5, True),  # 0
         (np.hypot(X, Y) < 70, 0.5, False),
         (fill((40, 100, 40, 130), (100, 160, 48, 138)), 0.5, True),
@@ -69,6 +69,13 @@ SQUARE = fill((40, 160, 40, 160))
 )
 def test_what_counts_as_a_sheet(mask, table, is_sheet):
     assert bool(list(find_sheets(paint(mask, 0.9, table)))) == is_sheet
+
+
+def test_sheet_is_found_whatever_else_is_light_or_dark():
+    half_lit = paint(SQUARE, 0.9, 0.1) * np.where(X < 0, 0.5, 1)
+    black_edge = paint(SQUARE, 0.9, 0.5) * (Y > -70)
+    for page in (half_lit, black_edge):
+        assert max(sheet.size for sheet in find_sheets(page)) > 13000
 
 
 @pytest.mark.parametrize("light", [1, SHADE, SHADE[:, None] ** 2])

@@ -451,6 +451,7 @@ KINDS = {
         ),
         0.95,
     ),
+    "in a strong shadow": (partial(on_table, table=(0.05, 0.35), light=1.3), 0.8),
     "black inset": (inset, 0.9),
     "faint": (partial(on_paper, dark=(0.07, 0.15), noise=0.006), 0.97),
     "faint, 28 pixels": (faint_file, 0.92),

@@ -36,17 +36,18 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
     dark, light = np.quantile(small, (0.1, 0.9))
     if max(page.shape) < SMALLEST or dark >= 0.88 * light:
         return
-    is_light = small > (dark + light) / 2
-    for part in (is_light, ~is_light):
-        sheet = ndimage.binary_fill_holes(find_largest(part))
-        inside = Image.fromarray(ndimage.binary_erosion(sheet, AROUND, 2))
-        inside = np.asarray(inside.resize(page.shape[::-1]))
-        if inside.any() and part[sheet].mean() >= 0.65 and _is_sheet(sheet):
-            box = find_box(inside)
-            _, nearest = ndimage.distance_transform_edt(
-                ~inside[box], return_indices=True
-            )
-            yield page[box][tuple(nearest)]
+    for share in (0.6, 0.35):  # a shadow's edge may divide it at one
+        is_light = small > dark + share * (light - dark)
+        for part in (is_light, ~is_light):
+            sheet = ndimage.binary_fill_holes(find_largest(part))
+            inside = Image.fromarray(ndimage.binary_erosion(sheet, AROUND, 2))
+            inside = np.asarray(inside.resize(page.shape[::-1]))
+            if inside.mean() > 0.1 and part[sheet].mean() >= 0.65 and _is_sheet(sheet):
+                box = find_box(inside)
+                _, nearest = ndimage.distance_transform_edt(
+                    ~inside[box], return_indices=True
+                )
+                yield page[box][tuple(nearest)]
 
 
 def _is_sheet(mask):
