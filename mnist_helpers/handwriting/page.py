@@ -42,7 +42,9 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
             sheet = ndimage.binary_fill_holes(find_largest(part))
             inside = Image.fromarray(ndimage.binary_erosion(sheet, AROUND, 2))
             inside = np.asarray(inside.resize(page.shape[::-1]))
-            if inside.mean() > 0.1 and part[sheet].mean() >= 0.65 and _is_sheet(sheet):
+            is_large = inside.mean() > 0.1
+            is_full = part[sheet].mean() >= 0.65  # but for the strokes
+            if is_large and is_full and _is_sheet(sheet):
                 box = find_box(inside)
                 _, nearest = ndimage.distance_transform_edt(
                     ~inside[box], return_indices=True
