@@ -58,6 +58,8 @@ SQUARE = fill((40, 160, 40, 160))
         (fill((5, 195, 5, 195)), 0.5, False),  # hardly any table
         (fill((0, 44, 10, 190)), 0.5, False),  # 40% of its edge is the picture's
         (fill((0, 46, 10, 190)), 0.5, True),
+        (fill((60, 128, 60, 128)), 0.5, False),  # small
+        (fill((60, 132, 60, 132)), 0.5, True),
         (SQUARE, 0.8, False),  # hardly lighter
         (SQUARE & ~fill((63, 137, 63, 137)), 0.5, False),  # a frame
         (SQUARE & ~fill((64, 136, 64, 136)), 0.5, True),

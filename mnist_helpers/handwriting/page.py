@@ -29,8 +29,8 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
         page: The picture.
 
     Yields:
-        Smaller pages: what is a rectangle, and first lighter, then darker than all
-        around it. Where the sheet ends, its paper goes on.
+        Smaller pages: what is a large rectangle, lighter or darker than all around it.
+        Where the sheet ends, its paper goes on.
     """
     small = resize(page, 128 / max(page.shape), AVERAGE)
     dark, light = np.quantile(small, (0.1, 0.9))
