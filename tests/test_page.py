@@ -95,6 +95,13 @@ def test_light_middle_of_a_page_is_not_ink():
     assert find_ink(page)[100, 100] > 0.4
 
 
+def test_in_doubt_ink_is_dark():
+    dark = fill((70, 130, 60, 80))
+    for brighter, is_dark in ((0.33, True), (0.35, False)):
+        ink = find_ink(0.5 - 0.3 * dark + brighter * dark[:, ::-1])
+        assert (ink[100, 70] > 0.3) == is_dark
+
+
 def test_what_is_wider_than_a_third_of_the_page_is_paper():
     page = paint(fill((0, SIDE, 65, 135))) * SHADE
     assert find_ink(page)[100, 100] == pytest.approx(0.1, abs=0.02)

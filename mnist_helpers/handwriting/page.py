@@ -257,7 +257,8 @@ def _has_light_ink(page):
     page = resize(page, 128 / max(page.shape), AVERAGE)
     if paper is None:
         paper = ndimage.gaussian_filter(page, max(page.shape) / 10)
-    return ((page - paper) ** 5).mean() > 0
+    away = (page - paper) ** 5
+    return away.mean() > 0.3 * np.abs(away).mean()  # in doubt, ink is dark
 
 
 def _has_four_sides(mask):
