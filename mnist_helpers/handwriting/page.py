@@ -228,7 +228,8 @@ def _drop_others(mask, weight, faint):
     if weights.max() > weights.sum() / 2:  # what else belongs to the digit is near
         boxes = ndimage.find_objects(pieces)
         near = np.zeros_like(mask)
-        near[_widen(boxes[weights.argmax()])] = True
+        heaviest = boxes[weights.argmax()]
+        near[_widen(heaviest)] = True
         kept &= near
     return kept
 
@@ -242,7 +243,8 @@ def _widen(box):
 def _find_even_paper(page, tolerance=0.1):
     """The brightness of the paper, if half of the border is about like the corners."""
     rim = np.append(page[[0, -1]], page[:, [0, -1]])
-    paper = np.median(page[[0, -1]][:, [0, -1]])
+    corners = page[[0, -1]][:, [0, -1]]
+    paper = np.median(corners)
     even = np.abs(rim - paper) < tolerance * np.ptp(page)
     return paper if even.mean() > 0.5 else None
 
@@ -250,15 +252,17 @@ def _find_even_paper(page, tolerance=0.1):
 def _has_light_ink(page):
     """Whether what stands out from the paper is brighter than it is.
 
-    Strokes make the differences from the paper lopsided; a shadow's edge does not, and
-    the fifth power forgets what is faint and wide. Uneven paper is the local mean.
+    On even paper, that is what differs most from it. On uneven paper, strokes make the
+    differences from the local mean lopsided; a shadow's edge does not, and the fifth
+    power forgets what is faint and wide. In doubt, ink is dark.
     """
     paper = _find_even_paper(page, 0.03)
     page = resize(page, 128 / max(page.shape), AVERAGE)
-    if paper is None:
-        paper = ndimage.gaussian_filter(page, max(page.shape) / 10)
-    away = (page - paper) ** 5
-    return away.mean() > 0.3 * np.abs(away).mean()  # in doubt, ink is dark
+    if paper is not None:
+        return page.max() - paper > paper - page.min()
+    mean = ndimage.gaussian_filter(page, max(page.shape) / 10)
+    away = (page - mean) ** 5
+    return away.mean() > 0.3 * np.abs(away).mean()
 
 
 def _has_four_sides(mask):
