@@ -96,13 +96,11 @@ def test_light_middle_of_a_page_is_not_ink():
 
 
 def test_ink_is_farther_from_even_paper_and_dark_in_doubt():
-    left = fill((70, 130, 60, 80))
-    for light, limit in ((1, (0.29, 0.31)), (SHADE[:, None], (0.33, 0.35))):
-        found = [
-            find_ink((0.5 - 0.3 * left + right * left[:, ::-1]) * light)[100, 70] > 0.3
-            for right in limit
-        ]
-        assert found == [True, False]
+    dark = fill((70, 130, 60, 80))
+    for shade, below, above in ((1, 0.29, 0.31), (SHADE[:, None], 0.33, 0.35)):
+        for brighter in (below, above):
+            page = (0.5 - 0.3 * dark + brighter * dark[:, ::-1]) * shade
+            assert (find_ink(page)[100, 70] > 0.3) == (brighter == below)
 
 
 def test_what_is_wider_than_a_third_of_the_page_is_paper():
