@@ -28,7 +28,7 @@ class StudyError(RuntimeError):
 def suggest_config(trial: Trial, base: Config) -> Config:
     """The hyperparameters of one trial: `base` with those that the study searches."""
     width = trial.suggest_int("width", 64, 256, log=True)
-    depth = trial.suggest_int("depth", 1, 3)
+    depth = trial.suggest_int("depth", 1, 2)
     rate = trial.suggest_float("learning_rate", 1e-3, 3e-3, log=True)
     config = replace(
         base,

@@ -93,7 +93,7 @@ def test_search_space():
         assert config == replace(base, hidden=hidden, **found)
     assert trial.distributions == {
         "width": IntDistribution(64, 256, log=True),
-        "depth": IntDistribution(1, 3),
+        "depth": IntDistribution(1, 2),
         "learning_rate": FloatDistribution(1e-3, 3e-3, log=True),
         "batch_size": CategoricalDistribution([256, 512]),
         "epochs": IntDistribution(2, 4),
