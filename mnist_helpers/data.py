@@ -190,15 +190,14 @@ def make_loader(
     batches are on the device of the digits. With `transform=None`, they hold images
     instead of pixels.
     """
-    # Batch norm cannot learn from a single digit: such a last batch is not trained on.
-    drop_last = shuffle and len(digits) % batch_size == 1
     # A whole batch is read (`__getitems__`) and transformed at a time: several times
     # faster than one image after another.
     return DataLoader(
         digits,
         batch_size,
         shuffle,
-        drop_last=drop_last,
+        # Batch norm cannot learn from a single digit: no last batch of one.
+        drop_last=shuffle and len(digits) % batch_size == 1,
         collate_fn=partial(transform_batch, transform),
         # Reading in order leaves torch's random numbers alone.
         generator=None if shuffle else torch.Generator(),

@@ -29,12 +29,12 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[
     def draw(text: str) -> None:
         if get_ipython():
             picture = plot_history(history, total, text)._repr_png_()
-            lines = [text]
+            report = text
             step = len(history) // 13 + 1  # a dozen lines of a long training
             for epoch in reversed(history[::-step]):
-                about = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s   "
-                lines.append(about + describe_losses(epoch))
-            bundle = {"image/png": picture, "text/plain": "\n".join(lines)}
+                about = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s"
+                report += f"\n{about}   {describe_losses(epoch)}"
+            bundle = {"image/png": picture, "text/plain": report}
             view.update(bundle, raw=True)
             write_to_terminal(text)
 

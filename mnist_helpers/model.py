@@ -87,7 +87,7 @@ def write_safely(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+            os.fsync(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -214,9 +214,12 @@ def fit(
                 result = evaluate(model, make_loader(validation, 1000))
                 validation_loss, accuracy = result.loss, result.accuracy
         losses[shown] = new_losses
-        seconds = time.perf_counter() - start
         yield Epoch(
-            epoch + 1, new_losses.mean().item(), validation_loss, accuracy, seconds
+            epoch + 1,
+            new_losses.mean().item(),
+            validation_loss,
+            accuracy,
+            time.perf_counter() - start,
         )
 
 

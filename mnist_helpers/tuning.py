@@ -60,7 +60,7 @@ def open_study(
     `storage` is the URL of a database, None keeps the trials in memory. With a `seed`
     a new study draws the same trials again; several workers at once need different
     ones.
-    After six random trials it proposes as Bergstra et al. 2011 do ("Algorithms for
+    After six random trials it proposes much as Bergstra et al. 2011 do ("Algorithms for
     Hyper-Parameter Optimization"). Raises `StudyError`.
     """
     # Else it prints a line for each trial, and a traceback for one that diverged.
@@ -73,13 +73,11 @@ def open_study(
             database = None
             if storage:
                 place = make_url(storage)  # shown without its password
-                pool = {"poolclass": NullPool}
-                database = optuna.storages.RDBStorage(storage, pool)
+                # No connection is kept that a restart of the server could break.
+                database = optuna.storages.RDBStorage(storage, {"poolclass": NullPool})
             study = optuna.create_study(
                 storage=database,
-                sampler=optuna.samplers.TPESampler(
-                    n_startup_trials=6, constant_liar=seed is None, seed=seed
-                ),
+                sampler=optuna.samplers.TPESampler(n_startup_trials=6, seed=seed),
                 study_name=name,
                 direction="maximize",
                 load_if_exists=True,
@@ -107,9 +105,11 @@ def describe_changes(config: Config, base: Config) -> str:
 
 
 def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
-    """Keep your own training, the records of `fit`, as a trial like any other.
+    """Keep your own training, the records of `fit`, among the trials.
 
-    `ValueError` if it had no validation digits.
+    It counts and can be the best, but Optuna does not learn from it, since it may lie
+    outside the ranges that are searched. (From then on Optuna proposes each
+    hyperparameter by itself.) `ValueError` if it had no validation digits.
     """
     accuracy = history[-1].validation_accuracy
     attributes = {
@@ -135,8 +135,7 @@ def list_runs(study: Study, base: Config, columns: list[str] = COLUMNS) -> pd.Da
         }
         try:
             config = Config(**noted["config"])
-            row |= asdict(config)
-            row |= {
+            row |= asdict(config) | {
                 "config": config,
                 "depth": len(config.hidden),
                 "width": max(config.hidden, default=0),

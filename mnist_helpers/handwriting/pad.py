@@ -4,7 +4,7 @@ It works with the stored network from section 1 on, in any cell of the notebook:
 
     from mnist_helpers.handwriting.pad import show_pad
     from mnist_helpers.model import load_model
-    show_pad(load_model("model.pth"), test.images[0])
+    show_pad(load_model(data.PROJECT_ROOT / "model.pth"), test.images[0])
 """
 
 from collections.abc import Callable

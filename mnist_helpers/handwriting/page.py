@@ -226,9 +226,8 @@ def _drop_others(mask, weight, faint):
     large = weights > 0.05 * weights.max()
     kept = np.isin(pieces, numbers[large])
     if weights.max() > weights.sum() / 2:  # what else belongs to the digit is near
-        boxes = ndimage.find_objects(pieces)
+        heaviest = ndimage.find_objects(pieces)[weights.argmax()]
         near = np.zeros_like(mask)
-        heaviest = boxes[weights.argmax()]
         near[_widen(heaviest)] = True
         kept &= near
     return kept

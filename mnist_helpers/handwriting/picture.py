@@ -55,11 +55,9 @@ def open_picture(source) -> Image.Image:
     """
     name = source if isinstance(source, str | os.PathLike) else "the picture"
     try:
-        image = _read_image(source)
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        image = _read_image(source).convert("RGBA")
         image = image.reduce(max(1, round(max(image.size) / LARGEST)))
-        image = ImageOps.exif_transpose(image)
-        return _lay_on_paper(image) if image.mode == "RGBA" else image
+        return _lay_on_paper(ImageOps.exif_transpose(image))
     except PictureError:
         raise
     except Exception as error:  # Pillow raises nearly anything for a damaged file
@@ -73,11 +71,10 @@ def _read_image(source):
     if isinstance(source, bytes | bytearray | memoryview):
         source = io.BytesIO(source)
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
-        with warnings.catch_warnings():  # about 90 megapixels: scanners do that
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as file:
-                file.draft("RGB", (LARGEST, LARGEST))  # decodes a fraction of a JPEG
-                source = file.copy()
+        # Ignored: the warning above 90 megapixels, which scanners reach.
+        with warnings.catch_warnings(action="ignore"), Image.open(source) as file:
+            file.draft("RGB", (LARGEST, LARGEST))  # decodes a fraction of a JPEG
+            source = file.copy()
     if isinstance(source, Image.Image) and source.mode[0] not in "IF":
         return source
     return _make_image(source)  # I;16, I and F have more than 8 bits
@@ -144,7 +141,7 @@ def find_readings(image: Image.Image) -> Iterator[Tensor]:
             after readings, there are no others.
     """
     layers = [image.convert("L"), *image.split()]  # brightness and three colours
-    page = max((np.asarray(layer) for layer in layers), key=np.std)  # ink shows best
+    page = np.asarray(max(layers, key=np.std))  # where ink shows best
     if _is_normalised(page):
         yield torch.tensor(page)
         return

@@ -24,7 +24,7 @@ FLOOR = 1.2  # a soft lower limit of the logits: where all are low, none is sure
 SURE = 0.5  # a probability; what is likelier than all else is not looked at again
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """A model's answer to one picture; it draws itself as the last line of a cell.
 
@@ -54,8 +54,9 @@ class Prediction:
 
     def show(self) -> NotebookFigure:
         """The picture, the 28x28 that the model saw, and the ten probabilities."""
-        figure, axes = make_axes(1, 3, (8, 2.6), width_ratios=[1, 1, 1.6])
-        given, seen, bars = axes
+        figure, (given, seen, bars) = make_axes(
+            1, 3, (8, 2.6), width_ratios=[1, 1, 1.6]
+        )
         given.imshow(self.picture)
         given.set_title("the picture")
         seen.imshow(self.pixels.numpy(), cmap="gray", vmin=0, vmax=255)
