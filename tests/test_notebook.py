@@ -267,6 +267,7 @@ def test_its_outputs_are_clean():
         assert output.output_type != "error"
         assert output.get("name") != "stderr"
     assert "widget" not in str(OUTPUTS)
+    assert r"\r" not in str(OUTPUTS)  # streams in one piece
     assert "widgets" not in BOOK.metadata
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users|usr|opt)/", str(BOOK))
 
