@@ -2,13 +2,15 @@
 
 import argparse
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
+from warnings import catch_warnings
 
 import optuna
 import pandas as pd
 import torch
 from optuna.study import MaxTrialsCallback, Study
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.trial import FixedTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL, NullPool, make_url
 
 from mnist_helpers import data, training
@@ -107,17 +109,25 @@ def describe_changes(config: Config, base: Config) -> str:
 def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
     """Keep your own training, the records of `fit`, among the trials.
 
-    It counts and can be the best, but Optuna does not learn from it, since it may lie
-    outside the ranges that are searched. (From then on Optuna proposes each
-    hyperparameter by itself.) `ValueError` if it had no validation digits.
+    It counts and can be the best. Optuna learns from it if `suggest_config` could have
+    drawn its values; after one outside of these ranges, Optuna proposes each
+    hyperparameter by itself. `ValueError` if it had no validation digits.
     """
-    accuracy = history[-1].validation_accuracy
+    config = replace(config, epochs=len(history))
     attributes = {
         "run": "mine",
-        "config": asdict(replace(config, epochs=len(history))),
+        "config": asdict(config),
         "seconds": sum(epoch.seconds for epoch in history),
     }
-    study.add_trial(create_trial(value=accuracy, user_attrs=attributes))
+    width = max(config.hidden, default=0)
+    values = asdict(config) | {"depth": len(config.hidden), "width": width}
+    trial = FixedTrial(values)
+    searched = {}
+    with suppress(ValueError, UserWarning), catch_warnings(action="error"):
+        if suggest_config(trial, config) == config:  # all within the ranges
+            searched = {"params": trial.params, "distributions": trial.distributions}
+    accuracy = history[-1].validation_accuracy
+    study.add_trial(create_trial(value=accuracy, user_attrs=attributes, **searched))
 
 
 def list_runs(study: Study, base: Config, columns: list[str] = COLUMNS) -> pd.DataFrame:

@@ -188,6 +188,19 @@ def test_own_foreign_and_failed_runs_are_rows(project):
         record_run(study, mine, make_history(float("nan")))
 
 
+def test_own_runs_within_the_ranges_teach_optuna():
+    study = search(0)
+    values = {"learning_rate": 0.002, "batch_size": 512, "epochs": 3}
+    inside = replace(BASE, hidden=(99, 99), **values)
+    record_run(study, inside, make_history(0.7, epochs=3))
+    own = study.trials[-1]
+    assert own.params == values | {"width": 99, "depth": 2}
+    assert own.distributions == study.trials[0].distributions
+    for change in ({"hidden": (99, 98)}, {"batch_size": 300}, {"learning_rate": 0.01}):
+        record_run(study, replace(inside, **change), make_history(0.7, epochs=3))
+        assert study.trials[-1].params == {}
+
+
 def test_folder_that_cannot_be_written(project, score, capsys):
     score.return_value = 0.5
     with mock.patch.object(Path, "touch", side_effect=PermissionError):
