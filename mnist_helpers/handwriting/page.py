@@ -138,7 +138,7 @@ def drop_frames(mask: ndarray) -> ndarray:
             inside = (rest & room).sum()
             if inside > 0.05 * frame.sum() and _has_no_notch(room):
                 mask = np.zeros_like(mask)
-                mask[box] = rest
+                mask[box] = ndimage.binary_propagation(rest & room, AROUND, rest)
                 break
     return mask
 
