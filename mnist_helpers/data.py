@@ -109,8 +109,8 @@ def load_mnist(
         path = root / RAW / name
         if not check_integrity(path, md5):
             raise DataError(
-                f"{path} is damaged or another file: {path.stat().st_size:,} bytes "
-                f"instead of {size:,} with md5 {md5}. "
+                f"{path} is damaged or another file: {path.stat().st_size:,} bytes, "
+                f"and {size:,} with md5 {md5} would be right. "
                 "Delete it and load again to download it anew."
             )
     train = datasets.MNIST(root, train=True)

@@ -1,47 +1,39 @@
 """Progress while a network trains in the notebook, and what stays of it in the file."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pandas as pd
 import psutil
 from IPython import get_ipython
 from IPython.display import DisplayHandle
 
 from mnist_helpers.plots import plot_history
-from mnist_helpers.training import Epoch, TrainingError
+from mnist_helpers.training import Epoch
 
 
 def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[Epoch]:
     """Train to the end of `epochs` while the curves of loss and accuracy grow.
 
     Returns the records. A stop keeps those of the complete epochs; before there is one,
-    it raises `KeyboardInterrupt`. `TrainingError` is shown and raised.
-    Outside a notebook nothing is shown.
+    it raises `KeyboardInterrupt`.
     """
     history = []
     view = DisplayHandle()
-    if get_ipython():
-        view.display({"text/plain": title}, raw=True)
+    view.display({"text/plain": title}, raw=True)
 
     def draw(text: str) -> None:
-        if get_ipython():
-            picture = plot_history(history, total, text)._repr_png_()
-            report = text
-            step = len(history) // 13 + 1  # a dozen lines of a long training
-            for epoch in reversed(history[::-step]):
-                about = f"epoch {epoch.number:>3}   {epoch.seconds:.1f} s"
-                report += f"\n{about}   {describe_losses(epoch)}"
-            bundle = {"image/png": picture, "text/plain": report}
-            view.update(bundle, raw=True)
-            write_to_terminal(text)
+        picture = plot_history(history, total, text)._repr_png_()
+        table = pd.DataFrame(history).drop(columns="seconds")
+        report = f"{text}\n{table}"
+        view.update({"image/png": picture, "text/plain": report}, raw=True)
+        write_to_terminal(text)
 
     start = time.perf_counter()
     due = 0.0
     try:
-        draw(f"{title}: 0 of {total} epochs")
         for epoch in epochs:
             history.append(epoch)
             now = time.perf_counter()
@@ -52,11 +44,7 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[
                 # So drawing takes about 3% of the time.
                 due = now + 30 * (time.perf_counter() - now)
         seconds = time.perf_counter() - start
-        text = f"{title}: {len(history)} epochs in {seconds:.0f} s; "
-        draw(text + describe_losses(history[-1]))
-    except TrainingError as error:
-        draw(f"{title}, epoch {len(history) + 1}: {error}")
-        raise
+        draw(f"{title}: {len(history)} of {total} epochs in {seconds:.0f} s")
     except KeyboardInterrupt:
         if not history:
             raise
@@ -66,15 +54,6 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[
                 "the network of the last complete epoch is kept"
             )
     return history
-
-
-def describe_losses(epoch: Epoch) -> str:
-    """The numbers of an epoch, without those of validation where there are none."""
-    text = f"training loss {epoch.train_loss:.4f}"
-    if math.isnan(epoch.validation_loss):
-        return text
-    text += f", validation loss {epoch.validation_loss:.4f}"
-    return f"{text}, accuracy {epoch.validation_accuracy:.2%}"
 
 
 def write_to_terminal(text: str) -> None:
@@ -89,6 +68,6 @@ def shorten_stops() -> None:
     """From now on a stopped cell ends in one line instead of a traceback."""
 
     def print_line(*details, **options) -> None:
-        print("Stopped: complete epochs and trials are kept.")
+        print("Stopped: run this cell again before you go on.")
 
     get_ipython().set_custom_exc((KeyboardInterrupt,), print_line)

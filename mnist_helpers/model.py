@@ -1,11 +1,9 @@
 """The network, and keeping it in a file."""
 
 import math
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -76,51 +74,25 @@ class ModelError(RuntimeError):
     """A model file cannot be used; the message says why and what to do."""
 
 
-@contextmanager
-def write_safely(path: str | Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to `path` when all of it is on the disk.
-
-    A crash leaves the old `path` or the new one, never half a file.
-    """
-    path = Path(path).resolve()  # a link stays a link
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def load_model(path: str | Path) -> MLP:
-    """The `MLP` saved in `path`, on the CPU, ready to evaluate.
+    """The `MLP` whose `state_dict` is in `path`, on the CPU, ready to evaluate.
 
     The sizes are read off the weights. Raises `ModelError` for a file that is no good.
     """
     try:
-        return _read_model(path).eval()
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # PyTorch does not look at the checksums
+                raise ValueError("its content has changed")
+        state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code
+        sizes = [len(weight) for weight in state.values() if weight.ndim == 2]
+        batch_norm = "running_mean" in " ".join(state)
+        model = MLP(sizes[:-1], state._metadata["activation"], batch_norm)
+        # In their order: dropout, `torch.compile` and `DataParallel` change the names.
+        weights = zip(model.state_dict(), state.values(), strict=True)
+        model.load_state_dict(dict(weights))
+        return model.eval()
     except pickle.UnpicklingError:
         cause = "holds more than weights; its code was not run. Save `state_dict()`"
     except Exception as error:  # PyTorch reports damage and other contents in many ways
         cause = f"cannot be read, or holds no MLP of this project ({error!r:.200})"
     raise ModelError(f"{path} {cause}. Run the notebook again, or take an intact copy.")
-
-
-def _read_model(path):
-    """An `MLP` with the weights in `path`, whatever stands before their names.
-
-    `torch.compile` and `DataParallel` put something there.
-    """
-    with zipfile.ZipFile(path) as archive:
-        folders = any(entry.external_attr & 0x10 for entry in archive.infolist())
-        # PyTorch does not look at the checksums, and takes a folder for zeros.
-        if folders or archive.testzip():
-            raise ValueError("its content has changed")
-    state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code
-    sizes = [len(weight) for weight in state.values() if weight.ndim == 2]
-    batch_norm = "running_mean" in " ".join(state)
-    model = MLP(sizes[:-1], state._metadata["activation"], batch_norm)
-    weights = zip(model.state_dict(), state.values(), strict=True)
-    model.load_state_dict(dict(weights))
-    return model

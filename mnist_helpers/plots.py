@@ -113,12 +113,11 @@ def plot_lines(
 
 @in_style
 def plot_history(history: list, total: int, title: str) -> Figure:
-    """Losses and validation accuracies of up to `total` epochs of `training.fit`.
+    """Losses and validation accuracies of one to `total` epochs of `training.fit`.
 
     Without validation digits (NaN) the training loss alone is drawn.
     """
-    columns = ["number", "train_loss", "validation_loss", "validation_accuracy"]
-    table = pd.DataFrame(history, columns=columns)
+    table = pd.DataFrame(history)
     losses = {"training": table.train_loss}
     validated = not table.validation_loss.hasnans
     figure, _ = make_axes(1, 1 + validated, (9, 3.1))

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import FixedTrial, Trial, TrialState, create_trial
-from sqlalchemy import URL, NullPool, make_url
+from sqlalchemy import URL, make_url
 
 from mnist_helpers import data, training
 from mnist_helpers.training import Config, Epoch
@@ -20,7 +20,7 @@ from mnist_helpers.training import Config, Epoch
 BASE = Config(batch_norm=True, optimizer="adamw", one_cycle=True, weight_decay=0.2)
 SEARCHED = ["learning_rate", "batch_size", "epochs", "hidden"]
 COLUMNS = ["run", "accuracy", "seconds", *SEARCHED, "also"]
-PATIENCE = 5  # seconds; other workers may be making the tables of a new database
+PATIENCE = 10  # seconds; other workers may be making the tables of a new database
 
 
 class StudyError(RuntimeError):
@@ -44,12 +44,13 @@ def suggest_config(trial: Trial, base: Config) -> Config:
 
 
 def find_storage() -> str | None:
-    """The URL of `runs/study.db`; None (in memory) where `runs/` cannot be written."""
+    """The URL of `runs/study.db`; None (in memory) where it cannot be written."""
     path = data.PROJECT_ROOT / "runs/study.db"
     try:
         path.parent.mkdir(exist_ok=True)
         path.touch()  # for SQLite, an empty file is an empty database
     except OSError:
+        print("runs/ cannot be written: runs are lost at the end.")
         return None
     return str(URL.create("sqlite", database=str(path)))
 
@@ -67,18 +68,15 @@ def open_study(
     """
     # Else it prints a line for each trial, and a traceback for one that diverged.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    name = f"{train.name}, {len(train)}, {describe_changes(base, Config())}"
-    place = "a URL of this form"
+    name = f"{train.name}, {len(train)}, {describe_changes(asdict(base), Config())}"
+    place = "the study"
     start = time.monotonic()
     while True:
         try:
-            database = None
             if storage:
                 place = make_url(storage)  # shown without its password
-                # No connection is kept that a restart of the server could break.
-                database = optuna.storages.RDBStorage(storage, {"poolclass": NullPool})
             study = optuna.create_study(
-                storage=database,
+                storage=storage,
                 sampler=optuna.samplers.TPESampler(n_startup_trials=6, seed=seed),
                 study_name=name,
                 direction="maximize",
@@ -90,18 +88,15 @@ def open_study(
         except Exception as error:  # a driver's, SQLAlchemy's or Optuna's
             cause = str(error.__cause__ or error).partition("\n")[0]
             if time.monotonic() - start > PATIENCE:
-                raise StudyError(
-                    f"cannot open the study in {place}: {cause} "
-                    "(a damaged file may be moved away)"
-                ) from None
+                raise StudyError(f"cannot open {place}: {cause}") from None
             time.sleep(0.5)
 
 
-def describe_changes(config: Config, base: Config) -> str:
+def describe_changes(config: dict, base: Config) -> str:
     """How `config` differs from `base` in what the study does not search."""
     changes = []
-    for name, value in asdict(config).items():
-        if name not in SEARCHED and value != getattr(base, name):
+    for name, value in config.items():
+        if name not in SEARCHED and value != getattr(base, name, None):
             changes.append(f"{name}={value}")
     return ", ".join(changes)
 
@@ -114,47 +109,36 @@ def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
     hyperparameter by itself. `ValueError` if it had no validation digits.
     """
     config = replace(config, epochs=len(history))
+    noted = asdict(config)
     attributes = {
         "run": "mine",
-        "config": asdict(config),
+        "config": noted,
         "seconds": sum(epoch.seconds for epoch in history),
     }
-    width = max(config.hidden, default=0)
-    values = asdict(config) | {"depth": len(config.hidden), "width": width}
-    trial = FixedTrial(values)
+    shape = {"depth": len(config.hidden), "width": max(config.hidden, default=0)}
+    drawn = FixedTrial(noted | shape)
     searched = {}
     with suppress(ValueError, UserWarning), catch_warnings(action="error"):
-        if suggest_config(trial, config) == config:  # all within the ranges
-            searched = {"params": trial.params, "distributions": trial.distributions}
+        if suggest_config(drawn, config) == config:  # all within the ranges
+            searched = {"params": drawn.params, "distributions": drawn.distributions}
     accuracy = history[-1].validation_accuracy
     study.add_trial(create_trial(value=accuracy, user_attrs=attributes, **searched))
 
 
-def list_runs(study: Study, base: Config, columns: list[str] = COLUMNS) -> pd.DataFrame:
-    """All finished runs, the best first; `also` says what else differs from `base`.
-
-    Further columns: `depth` (number of hidden layers) and `width` (of the widest).
-    """
+def list_runs(study: Study, base: Config) -> pd.DataFrame:
+    """All finished runs, the best first; `also` says what else differs from `base`."""
     rows = []
     for trial in study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL]):
         noted = trial.user_attrs
+        config = noted.get("config", {})  # none in another program's trial
         row = {
             "run": f"{noted.get('run', 'trial')} {trial.number}",
             "accuracy": trial.value,
             "seconds": noted.get("seconds", trial.duration.total_seconds()),
+            "also": describe_changes(config, base),
         }
-        try:
-            config = Config(**noted["config"])
-            row |= asdict(config) | {
-                "config": config,
-                "depth": len(config.hidden),
-                "width": max(config.hidden, default=0),
-                "also": describe_changes(config, base),
-            }
-        except (KeyError, TypeError, ValueError):
-            pass  # another program's trial, or another version's
-        rows.append(row)
-    table = pd.DataFrame(rows, columns=columns)
+        rows.append(config | row)
+    table = pd.DataFrame(rows, columns=COLUMNS)
     table = table.sort_values("accuracy", ascending=False, ignore_index=True)
     return table.round({"accuracy": 4, "seconds": 1})
 
@@ -164,18 +148,11 @@ def count_missing(study: Study, wanted: int) -> int:
     return max(0, wanted - len(study.get_trials(states=[TrialState.COMPLETE])))
 
 
-def best_run(study: Study) -> tuple[Config, float]:
-    """Hyperparameters and accuracy of the best run; `ValueError` if there is none."""
-    runs = list_runs(study, BASE, ["accuracy", "config"]).dropna()
-    if runs.empty:
-        raise ValueError("the study has no result yet: let one trial finish first")
-    return runs["config"].iloc[0], runs["accuracy"].iloc[0]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """One worker of a study: start one for each core, on as many machines as you like.
 
-    They share the database and stop when it holds the wanted number of results.
+    They share the database and stop when it holds the wanted number of results. Of a
+    worker that is stopped, only one trial is lost.
     """
     parser = argparse.ArgumentParser("mnist_helpers.tuning", description=main.__doc__)
     parser.add_argument("--trials", type=int, default=20, help="results in all")
@@ -194,20 +171,17 @@ def main(arguments: list[str] | None = None) -> None:
         device, _ = training.choose_device()
         digits, _ = data.load_mnist()
         train, validation = data.split_digits(digits.to(device))
-        storage = options.storage or find_storage()
-        if storage is None:
-            print("runs/ cannot be written: the results are lost at the end.")
-        study = open_study(train, BASE, storage)
-        if count_missing(study, options.trials):
-            study.optimize(
-                objective,
-                n_trials=options.trials,
-                catch=training.TrainingError,
-                callbacks=[print_trial, MaxTrialsCallback(options.trials)],
-            )
-    except KeyboardInterrupt:
-        parser.exit(1, "Stopped. Start again to go on: only one trial is lost.\n")
-    except (ValueError, data.DataError, StudyError) as error:
+        study = open_study(train, BASE, options.storage or find_storage())
+        if count_missing(study, options.trials) == 0:
+            print("The study has that many results already.")
+            return
+        study.optimize(
+            objective,
+            n_trials=options.trials,
+            catch=training.TrainingError,
+            callbacks=[print_trial, MaxTrialsCallback(options.trials)],
+        )
+    except (data.DataError, StudyError) as error:
         parser.error(str(error))
 
 

@@ -183,8 +183,8 @@ def test_damaged_file_is_named_with_cause_and_cure(toy_mnist, name):
     assert type(caught.value) is DataError  # not missing: no other digits instead
     size, md5 = data.RAW_FILES[name]
     assert str(caught.value).startswith(
-        f"{toy_mnist / name} is damaged or another file: {size:,} bytes "
-        f"instead of {size:,} with md5 {md5}. Delete"
+        f"{toy_mnist / name} is damaged or another file: {size:,} bytes, "
+        f"and {size:,} with md5 {md5} would be right. Delete"
     )
 
 

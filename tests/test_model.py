@@ -1,6 +1,5 @@
 """The network against the same sums by hand, and files saved, damaged, or hostile."""
 
-import os
 import random
 import re
 import zipfile
@@ -12,7 +11,7 @@ from torch import nn
 
 from mnist_helpers.data import PROJECT_ROOT, make_loader
 from mnist_helpers.evaluation import evaluate
-from mnist_helpers.model import ACTIVATIONS, MLP, ModelError, load_model, write_safely
+from mnist_helpers.model import ACTIVATIONS, MLP, ModelError, load_model
 
 PIXELS = torch.randn(6, 784, generator=torch.Generator().manual_seed(9))
 
@@ -27,16 +26,10 @@ def make_model(*arguments):
     return model.eval()
 
 
-def save(model, path):
-    """As the notebook does it."""
-    with write_safely(path) as file:
-        torch.save(model.state_dict(), file)
-
-
 @pytest.fixture
 def path(tmp_path):
     """Where a good model is saved."""
-    save(make_model((7,), "gelu"), tmp_path / "model.pth")
+    torch.save(make_model((7,), "gelu").state_dict(), tmp_path / "model.pth")
     return tmp_path / "model.pth"
 
 
@@ -66,7 +59,7 @@ def test_network_by_hand_and_reloaded(tmp_path, activation, batch_norm):
         values = getattr(nn.functional, activation)(values)
     assert not list(state)
     torch.testing.assert_close(model(PIXELS), values)  # logits, not probabilities
-    save(model.train(), tmp_path / "model.pth")
+    torch.save(model.train().state_dict(), tmp_path / "model.pth")
     loaded = load_model(str(tmp_path / "model.pth"))
     assert not loaded.training
     assert torch.equal(loaded(PIXELS), model.eval()(PIXELS))
@@ -113,7 +106,8 @@ def test_plain_layers_load_the_file(path):
 
 def test_weights_of_a_wrapped_model_load(path):
     """As `DataParallel` and `torch.compile` put something before their names."""
-    save(nn.ModuleDict({"module": load_model(path)}), path)
+    model = nn.ModuleDict({"module": load_model(path)})
+    torch.save(model.state_dict(), path)
     check_loaded(path)
 
 
@@ -199,34 +193,3 @@ def test_damage_never_changes_the_model_silently(path):
         except ModelError:
             refused += 1
     assert refused > 30
-
-
-@pytest.mark.parametrize("culprit", ["torch.save", "os.fsync", "os.replace"])
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left"), RuntimeError("pos 64"), KeyboardInterrupt()]
-)
-def test_saving_that_fails_leaves_the_old_file(path, monkeypatch, culprit, error):
-    right = path.read_bytes()
-
-    def fail(*arguments):
-        path.with_name(f"{path.name}.{os.getpid()}.tmp").write_bytes(b"half a file")
-        raise error
-
-    monkeypatch.setattr(culprit, fail)
-    with pytest.raises(type(error)):
-        save(make_model((8,)), path)
-    assert path.read_bytes() == right
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_content_is_on_the_disk_before_the_name_changes(path, monkeypatch):
-    """And a link stays a link."""
-    old = path.read_bytes()
-    found = []
-    monkeypatch.setattr(os, "fsync", lambda file: found.append(path.read_bytes()))
-    link = path.with_name("link.pth")
-    link.symlink_to(path)
-    save(make_model((8,)), link)
-    assert found == [old]
-    assert link.is_symlink()
-    assert len(load_model(path).layers[0].bias) == 8

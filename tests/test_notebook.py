@@ -9,7 +9,7 @@ import subprocess
 import symtable
 import sys
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -21,7 +21,7 @@ import torch
 from nbclient import NotebookClient
 
 from mnist_helpers import data, evaluation, plots, training, tuning  # noqa: F401
-from mnist_helpers.model import MLP, load_model, write_safely
+from mnist_helpers.model import MLP, load_model
 
 ROOT = data.PROJECT_ROOT
 BOOK = nbformat.read(ROOT / "notebook.ipynb", as_version=nbformat.NO_CONVERT)
@@ -123,8 +123,7 @@ def test_every_run_of_the_study_is_drawn():
             "learning_rate": [1e-3, 1.0],
             "batch_size": [256, 16],
             "epochs": [4, 1],
-            "depth": [2, 0],
-            "width": [64, 0],
+            "hidden": [[64, 64], []],
         }
     )
     names = {
@@ -167,7 +166,6 @@ def give_accuracy(accuracy):
 def test_only_a_complete_training_replaces_the_network(tmp_path, changes, written):
     names = {
         "torch": torch,
-        "write_safely": write_safely,
         "OUT": tmp_path,
         "QUICK": False,
         "test": SimpleNamespace(name="MNIST"),
@@ -178,7 +176,13 @@ def test_only_a_complete_training_replaces_the_network(tmp_path, changes, writte
         "test_loader": [],
     }
     exec(CODE["save"].source, names | changes)
-    assert [path.name for path in tmp_path.rglob("*.pth")] == [written]
+    (path,) = tmp_path.rglob("*.*")
+    assert path.name == written
+    old = path.read_bytes()
+    names["torch"] = MagicMock(**{"save.side_effect": OSError})  # a full disk
+    with pytest.raises(OSError):  # noqa: PT011
+        exec(CODE["save"].source, names | changes)
+    assert path.read_bytes() == old
 
 
 def test_a_final_training_stopped_at_once_is_not_complete():
@@ -224,7 +228,7 @@ def test_command_searches_the_study_of_the_notebook():
         "device": torch.device("cpu"),
     }
     exec(CODE["hyper"].source + "\n" + CODE["hyper-study"].source, names)
-    assert tuning.describe_changes(names["STUDY"], tuning.BASE) == ""
+    assert tuning.describe_changes(asdict(names["STUDY"]), tuning.BASE) == ""
 
 
 def find_names(source):
