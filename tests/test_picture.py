@@ -253,14 +253,15 @@ def test_huge_pictures_are_read_or_refused_for_their_size(monkeypatch):
 
 def test_what_is_no_picture_is_refused():
     for source, reason in (
-        (None, "expected numbers"),
+        (None, "cannot be read"),
         ("\0", "cannot be read"),
-        (np.zeros((0, 5)), "expected numbers"),
+        (np.zeros((0, 5)), "cannot be read"),
+        (np.array([["seven"]]), "cannot be read"),
         (Image.new("RGBA", (5, 0)), "cannot be read"),
-        (np.zeros((9, 9, 5)), "expected numbers"),
-        (np.zeros((9, 9), complex), "expected numbers"),
-        (np.where(SEVEN > 99, 1, np.nan), "finite numbers"),
-        (Digits(torch.eye(56).view(4, 28, 28), torch.arange(4)), "a batch of 4"),
+        (np.zeros(9), r"expected .* got \[9\]"),
+        (np.zeros((9, 9, 5)), r"expected .* got \[9, 9, 5\]"),
+        (np.where(SEVEN > 99, 1, np.nan), "expected .* finite numbers"),
+        (Digits(torch.eye(56).view(4, 28, 28), torch.arange(4)), "one picture"),
     ):
         with pytest.raises(PictureError, match=reason):
             open_picture(source)

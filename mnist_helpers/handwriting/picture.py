@@ -90,27 +90,20 @@ def _make_image(source):
         source = source.images
     if isinstance(source, Tensor):
         source = source.detach().cpu().double()
-    values = np.asarray(source)
-    given = f"got {list(values.shape)} {values.dtype}"
-    values = values.squeeze()
-    if values.shape == (NUM_PIXELS,):
+    values = np.asarray(source).squeeze()
+    shape = list(values.shape)
+    if shape == [NUM_PIXELS]:
         values = values.reshape(IMAGE_SIZE, IMAGE_SIZE)
-    if values.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE) and (values != values[0]).any():
-        raise PictureError(
-            f"expected one picture, {given}, a batch of {len(values)}: take one"
-        )
-    if values.ndim == 3 and values.shape[2] > 4:
+    is_batch = shape[1:] == [IMAGE_SIZE, IMAGE_SIZE] and (values != values[0]).any()
+    if len(shape) == 3 and shape[2] > 4:
         values = np.moveaxis(values, 0, 2)
-    is_number = values.dtype.kind in "buif"  # bool, unsigned, int, float
-    is_shaped = values.ndim > 1 and values.shape[2:] in [(), (2,), (3,), (4,)]
-    if not is_number or not is_shaped or values.size == 0:
-        raise PictureError(
-            "expected numbers [height, width] or [height, width, 1..4 channels], "
-            + given
-        )
     low, high = float(values.min()), float(values.max())
-    if not np.isfinite(high - low):
-        raise PictureError(f"expected finite numbers, {given} with others")
+    is_shaped = values.ndim > 1 and values.shape[2:] in [(), (2,), (3,), (4,)]
+    if is_batch or not is_shaped or not np.isfinite(high - low):
+        raise PictureError(
+            "expected one picture of finite numbers, [height, width] or "
+            f"[height, width, 1..4 channels], got {shape}"
+        )
     if low < 0 or not 32 <= high < 256:  # no usual scale, or a mask of 0 and 1
         values = (values.astype(float) - low) * 255 / (high - low or 1)
     return Image.fromarray(values.round().astype(np.uint8))
