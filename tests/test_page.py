@@ -200,12 +200,12 @@ def is_kept(digit, other, pen=0.3, light=1):
         (DIGIT, (20, 32, 30, 42), False),
         (DIGIT, (20, 33, 30, 43), True),  # 5% of the digit
         ((130, 180, 140, 180), (59, 79, 140, 160), False),  # too far away
-        (BAR, (0, 18, 30, 40), False),
-        (BAR, (0, 19, 30, 40), True),  # 45% of its edge at the rim, else a shadow
-        ((70, 120, 100, 103), LEFT, True),
-        ((70, 120, 100, 104), LEFT, False),  # a shadow, if there is more
-        ((70, 130, 85, 100), CUT, True),
-        ((70, 130, 84, 100), CUT, False),  # a neighbour, if there is more
+        (BAR, (0, 26, 30, 40), False),
+        (BAR, (0, 27, 30, 40), True),  # 30% of it at the rim, else a shadow
+        ((70, 120, 100, 105), LEFT, True),
+        ((70, 120, 100, 106), LEFT, False),  # a shadow, if there is more
+        ((70, 130, 92, 100), CUT, True),
+        ((70, 130, 91, 100), CUT, False),  # a neighbour, if there is more
     ],
 )
 def test_only_the_digit_is_kept(digit, other, kept):

@@ -210,15 +210,13 @@ def _drop_others(mask, weight, faint):
     margin = max(mask.shape) // 25
     rim = np.ones_like(mask)
     rim[margin:-margin, margin:-margin] = False
-    edge = mask & ~ndimage.binary_erosion(mask)
-    at_rim = ndimage.mean(rim, pieces * edge, numbers)  # the share of each one's edge
+    at_rim = ndimage.mean(rim, pieces, numbers)  # the share of each one
     weights = ndimage.sum_labels(weight, pieces, numbers)
-    shadow = at_rim > (0.05 if faint else 0.45)  # a stroke only ends there
+    shadow = at_rim > (0.05 if faint else 0.3)  # a stroke only ends there
     cut = np.isin(numbers, pieces[:, [0, -1]])  # by the left or the right border
-    for unwanted, least in ((shadow, 0.05), (cut, 0.2)):
-        others = np.where(unwanted, 0, weights)
-        if others.max() > least * weights.max():
-            weights = others
+    others = np.where(shadow | cut, 0, weights)
+    if others.max() > 0.1 * weights.max():
+        weights = others
     if faint and shadow[weights.argmax()]:
         raise PictureError(
             "only shadows stand out from the paper: use a darker pen or more even light"
