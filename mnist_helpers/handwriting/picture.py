@@ -211,11 +211,8 @@ def _check_strokes(mask, width):
     holes = ndimage.label(~mask)[1] - 1
     height = np.ptp(np.flatnonzero(mask.any(axis=1)))
     columns = np.flatnonzero(mask.any(axis=0))
-    gaps = np.diff(columns, append=columns[-1])
-    left, right = np.split(mask, [columns[gaps.argmax()] + 1], axis=1)
-    shorter = min(left.any(axis=1).sum(), right.any(axis=1).sum())
-    apart = gaps.max() > FINE / 20 and shorter > 0.4 * height
-    if pieces > 3 or apart or np.ptp(columns) > 2 * height:
+    gap = np.diff(columns, append=columns[-1]).max()  # between two characters
+    if pieces > 3 or gap > FINE / 20 or np.ptp(columns) > 2 * height:
         raise PictureError(
             "several characters or pieces, or too wide, not one digit: "
             "cut out one digit"
