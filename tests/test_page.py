@@ -143,6 +143,7 @@ def test_strokes_may_cross_the_lines_of_a_box(stroke):
 
 STEM = (40, 140, 132, 140)
 LINE = (150, 153, 0, SIDE)
+CROSSED = (42, 45, 0, SIDE)
 
 
 @pytest.mark.parametrize(
@@ -150,20 +151,20 @@ LINE = (150, 153, 0, SIDE)
     [  # whether it stays, a digit, the boxes of a line
         (False, DIGIT, [(150, 160, 0, SIDE)]),
         (True, DIGIT, [(150, 161, 0, SIDE)]),  # too thick
-        (False, DIGIT, [(150, 153, 8, SIDE)]),
-        (True, DIGIT, [(150, 153, 9, SIDE)]),  # from no border
+        (False, DIGIT, [(72, 75, 8, SIDE)]),
+        (True, DIGIT, [(72, 75, 9, SIDE)]),  # from no border
         (True, DIGIT, [(150, 153, 0, 97), (150, 153, 103, SIDE)]),
         (False, DIGIT, [(150, 152, 0, 120), (161, 163, 120, SIDE)]),
         (True, DIGIT, [(150, 152, 0, 120), (162, 164, 120, SIDE)]),  # too tilted
         (True, STEM, [(40, 43, 0, SIDE), (40, 46, 60, 140)]),  # the bar of a 7
-        (True, (40, 100, 14, 74), [LINE]),  # the digit fills the page
-        (False, (40, 100, 15, 75), [LINE]),
-        (False, (40, 100, 125, 185), [LINE]),
-        (True, (40, 100, 126, 186), [LINE]),
-        (True, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE)]),
-        (False, (3, 99, 3, 99), [LINE, (180, 183, 0, SIDE), (120, 123, 0, SIDE)]),
-        (False, DIGIT, [(150, 153, 40, 149)]),  # beside the digit, 1.8 times as long
-        (True, DIGIT, [(150, 153, 40, 150)]),
+        (True, (40, 100, 14, 74), [CROSSED]),  # the digit fills the page
+        (False, (40, 100, 15, 75), [CROSSED]),
+        (False, (40, 100, 125, 185), [CROSSED]),
+        (True, (40, 100, 126, 186), [CROSSED]),
+        (True, (3, 99, 3, 99), [(20, 23, 0, SIDE), (80, 83, 0, SIDE)]),
+        (False, (3, 99, 3, 99), [(y, y + 3, 0, SIDE) for y in (20, 50, 80)]),
+        (False, (3, 99, 3, 99), [LINE]),  # it is longer on both sides
+        (False, DIGIT, [(150, 153, 40, 150)]),  # beside the digit
         (True, DIGIT, [(150, 153, 80, 185)]),  # not beyond both its sides
         (True, DIGIT, [(131, 134, 40, 149)]),  # it touches the digit
         (False, (20, 145, 90, 110), [(160, 163, 50, 155)]),
@@ -213,7 +214,7 @@ def test_only_the_digit_is_kept(digit, other, kept):
 
 
 def test_faint_ink_at_the_border_is_a_shadow_in_uneven_light():
-    edge = (0, 100, 30, 40)
+    edge = (0, 100, 30, 42)
     assert not is_kept(BAR, edge, 0.6, SHADE)
     assert is_kept(BAR, edge, 0.6)
     assert is_kept(BAR, edge, 0.3, SHADE)
@@ -254,7 +255,7 @@ LINES = fill((29, 30, 100, 200), (37, 38, 8, 144))  # one leaves the box
         (paint(MASK, 0.874), "nothing"),
         (0.8 * (paint(MASK, 0.81) + GRAIN), "nothing"),
         (
-            paint(fill((0, 100, 30, 40), (70, 76, 100, 104)), 0.6) * SHADE[:, None],
+            paint(fill((0, 100, 30, 42), (70, 76, 100, 104)), 0.6) * SHADE[:, None],
             "only shadows",
         ),
     ],

@@ -183,7 +183,7 @@ def _drop_lines_across(mask, thin):
             whole.append(number)
         beyond = start < columns.start and stop > columns.stop
         # Part of a box, or below the digit; shorter, it may be the bar of a 7.
-        if beyond and 0.55 < size / (stop - start) < 1.2 and number not in lines[rows]:
+        if beyond and size < 1.2 * (stop - start) and number not in lines[rows]:
             short.append(number)
     fills_page = columns.start < size / 4 or columns.stop > width - size / 4
     if fills_page and len(whole) < 3:
