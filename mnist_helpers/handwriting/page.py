@@ -53,9 +53,15 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
 
 
 def _is_sheet(mask):
+    """Whether a shape is about a parallelogram inside the page.
+
+    It is by its moments (an ellipse: 0.91), and it has no notches, as an 8 has.
+    """
+    spread = 144 * np.linalg.det(np.cov(np.argwhere(mask).T))
+    has_four_sides = 0.96 * spread < mask.sum() ** 2 < 1.03 * spread
     at_border = mask.sum() - mask[1:-1, 1:-1].sum()  # the lit half of a page has much
     around = 2 * sum(mask[find_box(mask)].shape)
-    return at_border < 0.4 * around and _has_four_sides(mask)
+    return has_four_sides and at_border < 0.4 * around and _has_no_notch(mask)
 
 
 def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> ndarray:
@@ -150,7 +156,7 @@ def _find_printed_box(piece, near):
     outline = (across + down.T) > 0
     filled = ndimage.binary_fill_holes(outline)
     filled = ndimage.binary_opening(filled, AROUND, 4 * near)  # no stroke sticks out
-    filled &= filled.sum() > 1.5 * outline.sum() and _has_four_sides(filled)
+    filled &= filled.sum() > 1.5 * outline.sum()
     room = ndimage.binary_erosion(filled, AROUND, 3 * near)
     return (erasable | also_erasable.T) & ~room, room
 
@@ -260,15 +266,6 @@ def _has_light_ink(page):
     mean = ndimage.gaussian_filter(page, max(page.shape) / 10)
     away = (page - mean) ** 5
     return away.mean() > 0.3 * np.abs(away).mean()
-
-
-def _has_four_sides(mask):
-    """Whether a shape is about a parallelogram.
-
-    It is by its moments (an ellipse: 0.91), and it has no notches, as an 8 has.
-    """
-    spread = 144 * np.linalg.det(np.cov(np.argwhere(mask).T))
-    return 0.96 * spread < mask.sum() ** 2 < 1.03 * spread and _has_no_notch(mask)
 
 
 def _has_no_notch(mask):
