@@ -164,7 +164,6 @@ CROSSED = (42, 45, 0, SIDE)
         (True, (3, 99, 3, 99), [(20, 23, 0, SIDE), (80, 83, 0, SIDE)]),
         (False, (3, 99, 3, 99), [(y, y + 3, 0, SIDE) for y in (20, 50, 80)]),
         (False, (3, 99, 3, 99), [LINE]),  # it is longer on both sides
-        (False, DIGIT, [(150, 153, 40, 150)]),  # beside the digit
         (True, DIGIT, [(150, 153, 80, 185)]),  # not beyond both its sides
         (True, DIGIT, [(131, 134, 40, 149)]),  # it touches the digit
         (False, (20, 145, 90, 110), [(160, 163, 50, 155)]),
