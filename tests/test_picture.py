@@ -195,7 +195,6 @@ TEETH = [(y, y + 4, 0, 100) for y in range(0, 97, 32)]
     [
         [LEFT, (0, 100, 20, 30)],
         [(0, 51, 0, 100)],
-        [(0, 100, 0, 82)],
         BARS[:3],
         [LEFT, STEM, *RUNGS[:3]],
         [THIN, *TEETH[:3]],
@@ -211,7 +210,6 @@ def test_one_digit_is_not_refused(boxes):
         ("several", [LEFT, (0, 100, 21, 31)]),
         ("several", [LEFT, (62, 100, 50, 60)]),
         ("too wide", [(0, 50, 0, 100)]),
-        ("a blot", [(0, 100, 0, 83)]),
         ("pieces", BARS),
         ("tangled", [LEFT, STEM, *RUNGS]),
         ("tangled", [THIN, *TEETH]),

@@ -219,8 +219,6 @@ def _check_strokes(mask, width):
         )
     if holes > 2 or mask.sum() / width > 4.1 * FINE:
         raise PictureError("the lines are too tangled for a digit")
-    if width > 0.6 * FINE:
-        raise PictureError("a blot without strokes, not a digit")
 
 
 def _is_normalised(page):
