@@ -484,6 +484,7 @@ KINDS = {
     "several strokes": (pieces, black, 0.97),
     "straight sevens": (straight_sevens, black, 0.98),
     "open fours": (open_fours, black, 0.98),
+    "open fours, tight crop": (open_fours, tight, 0.95),
     "ones": (ones, black, 0.87),
     "ones, 28 pixels": (ones, tiny, 0.87),
     "long flags": (flagged_ones, black, 0.93),

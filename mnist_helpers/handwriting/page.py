@@ -191,7 +191,8 @@ def _drop_lines_across(mask, thin):
         # Part of a box, or below the digit; shorter, it may be the bar of a 7.
         if beyond and size < 1.2 * (stop - start) and number not in lines[rows]:
             short.append(number)
-    fills_page = columns.start < size / 4 or columns.stop > width - size / 4
+    _, all_columns = find_box(others)
+    fills_page = min(all_columns.start, width - all_columns.stop) < size / 4
     if fills_page and len(whole) < 3:
         whole = []  # two lines may be bars of the digit
     return mask & ~(erasable & np.isin(lines, whole + short))

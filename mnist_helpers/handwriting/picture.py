@@ -192,7 +192,7 @@ def _mend_strokes(mask):
     sizes = np.bincount(holes.ravel())
     edge = _measure_edge(mask)
     depths = ndimage.maximum(-edge, holes, np.arange(sizes.size))
-    hollow = sizes > 20 * depths**2  # long and narrow, between thin lines
+    hollow = sizes > 15 * depths**2  # long and narrow, between thin lines
     hollow &= depths > 2 * edge[mask].mean()
     hollow[holes[0, 0]] = False
     mask = mask | hollow[holes]
