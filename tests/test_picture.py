@@ -170,8 +170,8 @@ def test_gaps_narrower_than_a_stroke_are_bridged():
 @pytest.mark.parametrize(
     ("width", "top", "left", "is_filled"),
     [  # the width of a stroke, how far inside its hole begins, is it filled
-        (24, 2, 2, True),
-        (26, 2, 2, False),  # a 0
+        (30, 2, 2, True),
+        (32, 2, 2, False),  # a 0
         (20, 6, 6, True),
         (20, 7, 7, False),  # between thick lines
     ],
@@ -257,6 +257,7 @@ def test_what_is_no_picture_is_refused():
         (np.zeros(9), r"expected .* got \[9\]"),
         (np.zeros((9, 9, 5)), r"expected .* got \[9, 9, 5\]"),
         (np.where(SEVEN > 99, 1, np.nan), "expected .* finite numbers"),
+        (SEVEN * 1j, "expected .* finite numbers"),
         (Digits(torch.eye(56).view(4, 28, 28), torch.arange(4)), "one picture"),
     ):
         with pytest.raises(PictureError, match=reason):

@@ -99,7 +99,8 @@ def _make_image(source):
         values = np.moveaxis(values, 0, 2)
     low, high = float(values.min()), float(values.max())
     is_shaped = values.ndim > 1 and values.shape[2:] in [(), (2,), (3,), (4,)]
-    if is_batch or not is_shaped or not np.isfinite(high - low):
+    is_real = np.isrealobj(values) and np.isfinite(high - low)
+    if is_batch or not is_shaped or not is_real:
         raise PictureError(
             "expected one picture of finite numbers, [height, width] or "
             f"[height, width, 1..4 channels], got {shape}"
