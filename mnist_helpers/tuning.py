@@ -118,7 +118,7 @@ def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
     shape = {"depth": len(config.hidden), "width": max(config.hidden, default=0)}
     drawn = FixedTrial(noted | shape)
     searched = {}
-    with suppress(ValueError, UserWarning), catch_warnings(action="error"):
+    with suppress(ValueError, Warning), catch_warnings(action="error"):
         if suggest_config(drawn, config) == config:  # all within the ranges
             searched = {"params": drawn.params, "distributions": drawn.distributions}
     accuracy = history[-1].validation_accuracy
