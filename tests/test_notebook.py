@@ -180,8 +180,13 @@ def test_only_a_complete_training_replaces_the_network(tmp_path, changes, writte
     (path,) = tmp_path.rglob("*.*")
     assert path.name == written
     old = path.read_bytes()
-    names["torch"] = MagicMock(**{"save.side_effect": OSError})  # a full disk
-    with pytest.raises(OSError):  # noqa: PT011
+
+    def fail(state, file):
+        file.write_bytes(b"half a file")
+        raise OSError("the disk is full")
+
+    names["torch"] = MagicMock(**{"save.side_effect": fail})
+    with pytest.raises(OSError, match="full"):
         exec(CODE["save"].source, names | changes)
     assert path.read_bytes() == old
 

@@ -141,6 +141,13 @@ def test_strokes_may_cross_the_lines_of_a_box(stroke):
     assert left[lines].mean() < 0.04  # but for the corners
 
 
+def test_nothing_is_left_of_a_tilted_box():
+    stroke = fill((100, 160, 90, 101))
+    lines = fill((40, 160, 40, 160)) & ~fill((46, 154, 46, 154))
+    left = drop_frames(np.asarray(Image.fromarray(lines | stroke).rotate(1)))
+    assert left.sum() == pytest.approx(stroke.sum(), rel=0.02)
+
+
 STEM = (40, 140, 132, 140)
 LINE = (150, 153, 0, SIDE)
 CROSSED = (42, 45, 0, SIDE)

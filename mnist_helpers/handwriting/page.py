@@ -191,7 +191,7 @@ def _drop_lines_across(mask, thin):
         # Part of a box, or below the digit; shorter, it may be the bar of a 7.
         if beyond and size < 1.2 * (stop - start) and number not in lines[rows]:
             short.append(number)
-    _, all_columns = find_box(others)
+    _, all_columns = find_box(others)  # the digit may be in several pieces
     fills_page = min(all_columns.start, width - all_columns.stop) < size / 4
     if fills_page and len(whole) < 3:
         whole = []  # two lines may be bars of the digit
