@@ -100,9 +100,6 @@ def load_mnist(
     `DataError` for a damaged one.
     """
     root = Path(root or find_root()).expanduser()
-    old = root / "MNIST/processed/training.pt"
-    if old.exists():  # from a torchvision before 0.10
-        raise DataError(f"{old} would be read instead of {root / RAW}: delete it.")
     if not has_files(root):
         download_mnist(root, download)
     for name, (size, md5) in RAW_FILES.items():

@@ -26,7 +26,7 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[
 
     def draw(text: str) -> None:
         picture = plot_history(history, total, text)._repr_png_()
-        table = pd.DataFrame(history).drop(columns="seconds").dropna(axis=1)
+        table = pd.DataFrame(history).dropna(axis=1)
         report = f"{text}\n{table}"
         view.update({"image/png": picture, "text/plain": report}, raw=True)
         write_to_terminal(text)

@@ -1,20 +1,22 @@
-"""The figures and tables of the notebook; each is the last line of a cell."""
+"""The figures and tables of the notebook."""
 
 import inspect
 import io
 import math
-from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
 import pandas as pd
 import pygments.formatters
 import pygments.lexers
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator
 from PIL import Image
 from scipy.special import expit, logit
+from tabulate import tabulate
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from mnist_helpers.data import IMAGE_SIZE
 
@@ -36,9 +38,9 @@ STYLE = {
 }
 # Decorates each function that draws: the reader's own style changes nothing.
 in_style = matplotlib.style.context(["default", STYLE])
-ACCURACY_TICKS = [0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1]
 # The pages that nbconvert writes would show code in a proportional font.
 CODE_STYLE = "font: 12px/1.4 monospace; white-space: pre; overflow-x: auto"
+ACCURACY_TICKS = [0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1]
 
 
 class NotebookFigure(Figure):
@@ -71,17 +73,17 @@ def plot_digits(
     images: Tensor, captions: list = (), title: str = "", columns: int = 10, **options
 ) -> Figure:
     """Images `[N, 28, 28]` in rows, below their captions; `options` go to `imshow`."""
-    step = IMAGE_SIZE + (7 if captions else 2)  # pixels from one digit to the next
+    gap = 7 if captions else 2  # pixels
+    step = gap + IMAGE_SIZE
     rows = math.ceil(len(images) / columns) or 1
-    page = np.zeros([rows * step, columns * step])  # one picture: fast to draw
     figure, ax = make_axes(size=(9, 9 * rows / columns + 0.3))
-    for index, image in enumerate(images):
-        top = index // columns * step + step - IMAGE_SIZE
-        left = index % columns * step
-        page[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE] = image.cpu()
-        if captions:
-            ax.text(left + IMAGE_SIZE / 2, top - 1, captions[index], ha="center")
-    ax.imshow(page, **options)
+    for index, caption in enumerate(captions[: len(images)]):
+        row, column = divmod(index, columns)
+        middle = column * step + gap + IMAGE_SIZE / 2
+        ax.text(middle, row * step + gap - 1, caption, ha="center")
+    if len(images):
+        page = make_grid(images[:, None].float(), columns, gap)[0]  # of three channels
+        ax.imshow(page.numpy(force=True), **options)
     ax.axis("off")
     figure.suptitle(title)
     return figure
@@ -164,28 +166,15 @@ def set_accuracy_scale(ax) -> None:
     ax.yaxis.set_major_formatter(lambda tick, _: f"{100 * tick:g}%")
 
 
-@dataclass
-class RichOutput:
-    """One output in several forms: each viewer shows the best that it can."""
-
-    forms: dict[str, str]  # by MIME type
-
-    def _repr_mimebundle_(self, **options):
-        return self.forms
-
-
-def show_source(*objects) -> RichOutput:
-    """The coloured code of functions, classes or modules."""
+def show_source(*objects) -> None:
+    """Show the coloured code of functions, classes or modules."""
     code = "\n\n".join(inspect.getsource(item) for item in objects)
     page = pygments.formatters.HtmlFormatter(prestyles=CODE_STYLE)
     html = pygments.highlight(code, pygments.lexers.PythonLexer(), page)
-    return RichOutput({"text/plain": code, "text/html": html})
+    display({"text/plain": code, "text/html": html}, raw=True)
 
 
-def show_table(heading: list, *rows: list) -> RichOutput:
-    """Rows of text and numbers as a Markdown table, readable as plain text too."""
-    text = ""
-    for row in [heading, ["---"] * len(heading), *rows]:
-        cells = [str(cell).replace("|", "&#124;") for cell in row]
-        text += f"| {' | '.join(cells)} |\n"
-    return RichOutput({"text/plain": text, "text/markdown": text})
+def show_table(heading: list, *rows: list) -> None:
+    """Show rows of text and numbers; a text may hold links, as Markdown writes them."""
+    text = tabulate(rows, heading, "pipe", disable_numparse=True)
+    display({"text/plain": text, "text/markdown": text}, raw=True)

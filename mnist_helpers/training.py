@@ -4,7 +4,6 @@ import copy
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -66,7 +65,6 @@ class Epoch:
     train_loss: float  # mean cross-entropy in nats, measured while training
     validation_loss: float
     validation_accuracy: float  # a fraction
-    seconds: float = math.nan
 
 
 def choose_device() -> tuple[torch.device, str]:
@@ -172,14 +170,11 @@ def fit(
     Yields a record after every epoch. A fresh model, the same config and digits give
     the same result: every epoch seeds torch's random numbers anew. Raises
     `TrainingError` when the loss stops being a number; after that or a stop, the model
-    has the weights of the last complete epoch. `ValueError` if there are not two
-    digits for an epoch.
+    has the weights of the last complete epoch.
     """
     count = round(len(train) * config.hard_fraction)  # digits shown in an epoch
     if count % config.batch_size == 1:
         count -= 1  # batch norm refuses a batch of one
-    if count < 2:
-        raise ValueError(f"an epoch takes two digits at least, and {count} are left")
     optimizer = make_optimizer(model, config)
     scheduler = None
     # Up for 15% of the steps, then down to nothing. PyTorch lowers the momentum
@@ -195,7 +190,6 @@ def fit(
     bfloat16 = config.bfloat16 and has_bfloat16(train.labels.device)
     losses = torch.full_like(train.labels, 3.0, dtype=torch.float32)  # unseen: hard
     for epoch in range(config.epochs):
-        start = time.perf_counter()
         strength = 1 - config.augmentation_fade * epoch / config.epochs
         warp = partial(warp_digits, strength=config.augmentation * strength)
         validation_loss = accuracy = math.nan
@@ -214,13 +208,7 @@ def fit(
                 result = evaluate(model, make_loader(validation, 1000))
                 validation_loss, accuracy = result.loss, result.accuracy
         losses[shown] = new_losses
-        yield Epoch(
-            epoch + 1,
-            new_losses.mean().item(),
-            validation_loss,
-            accuracy,
-            time.perf_counter() - start,
-        )
+        yield Epoch(epoch + 1, new_losses.mean().item(), validation_loss, accuracy)
 
 
 def draw_digits(losses: Tensor, count: int) -> Tensor:

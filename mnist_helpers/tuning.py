@@ -19,7 +19,7 @@ from mnist_helpers.training import Config, Epoch
 # What all trials of the command share; the notebook's `STUDY` (1.2) is the same.
 BASE = Config(batch_norm=True, optimizer="adamw", one_cycle=True, weight_decay=0.2)
 SEARCHED = ["learning_rate", "batch_size", "epochs", "hidden"]
-COLUMNS = ["run", "accuracy", "seconds", *SEARCHED, "also"]
+COLUMNS = ["run", "accuracy", *SEARCHED, "also"]
 PATIENCE = 10  # seconds; other workers may be making the tables of a new database
 
 
@@ -110,11 +110,6 @@ def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
     """
     config = replace(config, epochs=len(history))
     noted = asdict(config)
-    attributes = {
-        "run": "mine",
-        "config": noted,
-        "seconds": sum(epoch.seconds for epoch in history),
-    }
     shape = {"depth": len(config.hidden), "width": max(config.hidden, default=0)}
     drawn = FixedTrial(noted | shape)
     searched = {}
@@ -122,6 +117,7 @@ def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
         if suggest_config(drawn, config) == config:  # all within the ranges
             searched = {"params": drawn.params, "distributions": drawn.distributions}
     accuracy = history[-1].validation_accuracy
+    attributes = {"run": "mine", "config": noted}
     study.add_trial(create_trial(value=accuracy, user_attrs=attributes, **searched))
 
 
@@ -134,13 +130,12 @@ def list_runs(study: Study, base: Config) -> pd.DataFrame:
         row = {
             "run": f"{noted.get('run', 'trial')} {trial.number}",
             "accuracy": trial.value,
-            "seconds": noted.get("seconds", trial.duration.total_seconds()),
             "also": describe_changes(config, base),
         }
         rows.append(config | row)
     table = pd.DataFrame(rows, columns=COLUMNS)
     table = table.sort_values("accuracy", ascending=False, ignore_index=True)
-    return table.round({"accuracy": 4, "seconds": 1})
+    return table.round({"accuracy": 4})
 
 
 def count_missing(study: Study, wanted: int) -> int:
@@ -164,23 +159,19 @@ def main(arguments: list[str] | None = None) -> None:
         config = suggest_config(trial, BASE)
         return training.score_config(config, train, validation)
 
-    def print_trial(study, trial):
-        print(f"trial {trial.number}: {trial.value} with {trial.params}", flush=True)
-
     try:
         device, _ = training.choose_device()
         digits, _ = data.load_mnist()
         train, validation = data.split_digits(digits.to(device))
         study = open_study(train, BASE, options.storage or find_storage())
-        if count_missing(study, options.trials) == 0:
-            print("The study has that many results already.")
-            return
+        optuna.logging.set_verbosity(optuna.logging.INFO)  # a line for each trial
         study.optimize(
             objective,
-            n_trials=options.trials,
+            n_trials=count_missing(study, options.trials),
             catch=training.TrainingError,
-            callbacks=[print_trial, MaxTrialsCallback(options.trials)],
+            callbacks=[MaxTrialsCallback(options.trials)],
         )
+        print(list_runs(study, BASE).to_string())
     except (data.DataError, StudyError) as error:
         parser.error(str(error))
 

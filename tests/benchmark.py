@@ -67,7 +67,7 @@ def read_final(notebook):
     table = cells["final"]["outputs"][0]["data"]["text/markdown"]
     values = asdict(Config())
     for row in table[2:]:
-        name, _, value = row.strip("| \n").split(" | ")
+        name, _, value = (cell.strip() for cell in row.strip("|\n").split("|"))
         is_text = isinstance(values[name], str)
         values[name] = value if is_text else ast.literal_eval(value)
     source = "".join(cells["hyper-study"]["source"])

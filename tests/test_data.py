@@ -188,15 +188,6 @@ def test_damaged_file_is_named_with_cause_and_cure(toy_mnist, name):
     )
 
 
-def test_files_of_an_old_torchvision(toy_mnist):
-    path = toy_mnist.parent / "processed/training.pt"
-    path.parent.mkdir()
-    check_loaded(toy_mnist.parents[1])
-    path.touch()
-    with pytest.raises(DataError, match=r"processed/training\.pt would be read"):
-        load_mnist(toy_mnist.parents[1])
-
-
 # --- downloads, from a server on this machine
 
 

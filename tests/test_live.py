@@ -35,7 +35,7 @@ class Screen:
     def train(self, count, end=None):
         for number in range(1, count + 1):
             self.clock += 1
-            yield Epoch(number, number / 4, 0.25, 0.9, 1.5)
+            yield Epoch(number, number / 4, 0.25, 0.9)
         if end:
             raise end
 

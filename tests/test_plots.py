@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_toy_digits
-from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from mnist_helpers import plots
@@ -73,9 +72,9 @@ def test_digits_stand_in_rows_below_their_captions():
     assert drawn.to_rgba(np.array([-255.0, 255.0]))[:, 0].tolist() == [1, 0]
     assert drawn.get_interpolation() == "nearest"
     assert not ax.axison
-    page = np.zeros([70, 350])
+    page = np.zeros([77, 357])
     for index, caption in enumerate(ax.texts):
-        top, left = 7 + index // 10 * 35, index % 10 * 35
+        top, left = 7 + index // 10 * 35, 7 + index % 10 * 35
         page[top : top + 28, left : left + 28] = IMAGES[index]
         assert caption.get_position() == (left + 14, top - 1)
         assert caption.get_horizontalalignment() == "center"
@@ -84,8 +83,9 @@ def test_digits_stand_in_rows_below_their_captions():
     assert figure.get_suptitle() == "Digits"
     narrow = plots.plot_digits(IMAGES[:5], columns=2)
     assert narrow.get_size_inches() == pytest.approx([9, 13.8])
+    assert len(plots.plot_digits(IMAGES[:2], [1, 2, 3]).axes[0].texts) == 2
     plain = plots.plot_digits(IMAGES[:4]).axes[0].images[0].get_array()
-    assert plain.shape == (30, 300)
+    assert plain.shape == (32, 122)
     assert plots.plot_digits(IMAGES[:0])._repr_png_()
 
 
@@ -179,20 +179,31 @@ def test_history_without_validation_digits():
     assert figure._suptitle.get_window_extent().width < 900  # the title is wrapped
 
 
-def test_code_is_coloured_and_monospaced():
-    shown, _ = DisplayFormatter().format(plots.show_source(Epoch, points_of))
-    assert set(shown) == {"text/plain", "text/html"}
-    assert shown["text/plain"].startswith("@dataclass(frozen=True)\nclass Epoch:")
-    assert "\n\n\ndef points_of(line)" in shown["text/plain"]
-    assert '<pre style="font: 12px/1.4 monospace; ' in shown["text/html"]
-    assert '<span class="k">return</span>' in shown["text/html"]
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed, each in its several forms."""
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda forms, raw: shown.append(forms))
+    return shown
 
 
-def test_table_is_read_as_one():
-    table = plots.show_table(["network", "a|b"], ("linear", 0.88), ["final", None])
-    shown, _ = DisplayFormatter().format(table)
-    text = shown["text/plain"]
-    assert shown == {"text/plain": text, "text/markdown": text}
+def test_code_is_coloured_and_monospaced(shown):
+    plots.show_source(Epoch, points_of)
+    (forms,) = shown
+    assert set(forms) == {"text/plain", "text/html"}
+    assert forms["text/plain"].startswith("@dataclass(frozen=True)\nclass Epoch:")
+    assert "\n\n\ndef points_of(line)" in forms["text/plain"]
+    assert '<pre style="font: 12px/1.4 monospace; ' in forms["text/html"]
+    assert '<span class="k">return</span>' in forms["text/html"]
+
+
+def test_table_is_read_as_one(shown):
+    plots.show_table(["network", "loss"], ("[MLP](#a)", "0.880"), ["b", (3,)])
+    (forms,) = shown
+    text = forms["text/plain"]
+    assert forms == {"text/plain": text, "text/markdown": text}
+    assert text.startswith("| network   | loss")  # in columns
     html = mistune.create_markdown(escape=False, plugins=["table"])(text)
-    cells = re.findall("<t[hd]>(.*)</t[hd]>", html)
-    assert cells == ["network", "a|b", "linear", "0.88", "final", "None"]
+    cells = re.findall("<t[hd].*?>(.*)</t[hd]>", html)
+    link = '<a href="#a">MLP</a>'
+    assert cells == ["network", "loss", link, "0.880", "b", "(3,)"]

@@ -57,9 +57,8 @@ def flatten(model):
 
 
 def train(config, digits):
-    """The records of a training, one by one, times aside."""
-    for epoch in fit(make_model(config), config, digits, VALIDATION):
-        yield replace(epoch, seconds=0.0)
+    """The records of a training, one by one."""
+    return fit(make_model(config), config, digits, VALIDATION)
 
 
 # --- the hyperparameters
@@ -171,7 +170,6 @@ def test_fit_is_a_loop_of_a_few_lines(toy):
         assert epoch.train_loss == pytest.approx(losses[shown].mean().item())
         assert epoch.validation_loss == pytest.approx(result.loss, rel=1e-4)
         assert epoch.validation_accuracy == pytest.approx(result.accuracy)
-        assert 0 < epoch.seconds < 60
 
 
 def test_same_config_same_weights_whoever_else_draws_random_numbers(toy):
@@ -200,11 +198,6 @@ def test_how_many_digits_an_epoch_shows(toy):
         assert scheduler.state_dict() == wanted.state_dict()
         assert math.isnan(last.validation_loss)
         assert math.isnan(last.validation_accuracy)
-
-
-def test_too_few_digits_are_refused(toy):
-    with pytest.raises(ValueError, match="two digits"):
-        next(fit(make_model(TINY), TINY, toy[:1]))
 
 
 def test_hard_digits_are_drawn_more_often():
