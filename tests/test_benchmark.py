@@ -31,7 +31,7 @@ EXPECTED = {  # what each command prints, by its options
 @pytest.fixture
 def project(tmp_path, toy_mnist, monkeypatch):
     """A folder with a tiny MNIST, a network that reads nothing, and a notebook."""
-    table = [f"| {name}    | 0 | {value}   |\n" for name, value in asdict(FINAL).items()]
+    table = [f"| {name}  | 0 | {value} |\n" for name, value in asdict(FINAL).items()]
     outputs = [{"data": {"text/markdown": ["| a | b | c |\n", "|---|\n", *table]}}]
     drawn = {"id": "hyper-study", "source": ["DRAWN = 6 if QUICK else 1_0  # a\n"]}
     book = {"cells": [drawn, {"id": "final", "outputs": outputs}]}
