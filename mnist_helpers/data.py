@@ -184,8 +184,8 @@ def make_loader(
     """Batches of `(pixels [batch, 784] float32, labels [batch] int64)`.
 
     With `shuffle`, in a new order every time, drawn from torch's random numbers. The
-    batches are on the device of the digits. With `transform=None`, they hold images
-    instead of pixels.
+    batches are on the device of the digits. `transform` makes pixels of images
+    `[batch, 28, 28] uint8`; with `nn.Identity()`, the batches hold the images.
     """
     # A whole batch is read (`__getitems__`) and transformed at a time: several times
     # faster than one image after another.
@@ -202,6 +202,5 @@ def make_loader(
 
 
 def transform_batch(transform, batch: Digits) -> tuple[Tensor, Tensor]:
-    """The images of a batch, transformed if there is a `transform`, and its labels."""
-    images = transform(batch.images) if transform else batch.images
-    return images, batch.labels
+    """The images of a batch, transformed, and its labels."""
+    return transform(batch.images), batch.labels

@@ -13,6 +13,7 @@ import sklearn.datasets
 import torch
 from conftest import TOY_ARCHIVES, TOY_FILES, TOY_TEST, TOY_TRAIN
 from PIL import Image
+from torch import nn
 from torchvision.datasets import MNIST
 
 from mnist_helpers import data
@@ -112,7 +113,7 @@ def test_loader_serves_whole_transformed_batches_in_order(toy):
 
 
 def test_shuffled_loader_follows_the_seed_and_is_new_every_epoch(numbered):
-    loader = make_loader(numbered, 30, shuffle=True, transform=None)
+    loader = make_loader(numbered, 30, shuffle=True, transform=nn.Identity())
     torch.manual_seed(3)
     first, second = read_order(loader), read_order(loader)
     assert sorted(first) == list(range(97))

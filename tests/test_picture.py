@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import center_of_mass
 
 from mnist_helpers.data import TRANSFORM, Digits
-from mnist_helpers.handwriting import picture
 from mnist_helpers.handwriting.page import PictureError, find_box
 from mnist_helpers.handwriting.picture import (
     LOOKS,
@@ -119,7 +118,7 @@ def test_other_looks_follow_the_likeliest():
     assert len(read_all(photo)[0]) > len(LOOKS)  # the whole photo, too
 
 
-def test_shape_is_looked_at_again_but_nothing_is_not(monkeypatch):
+def test_refused_shape_is_looked_at_again():
     pieces = np.full((100, 60), 255, np.uint8)
     pieces[10:90, 25:33] = 160
     for top in range(10, 90, 24):
@@ -127,15 +126,6 @@ def test_shape_is_looked_at_again_but_nothing_is_not(monkeypatch):
     readings, reason = read_all(pieces)
     assert 0 < len(readings) < len(LOOKS)
     assert "several" in reason
-    tried = []
-
-    def find_nothing(*look):
-        tried.append(look)
-        raise PictureError("blank")
-
-    monkeypatch.setattr(picture, "find_strokes", find_nothing)
-    assert read_all(SEVEN) == ([], "blank")
-    assert len(tried) == 1
 
 
 def test_opaque_picture_may_have_a_transparent_margin():
@@ -220,9 +210,8 @@ def test_what_is_no_digit_is_refused_with_the_reason(reason, boxes):
         fit_box(fill(boxes))
 
 
-def test_what_vanishes_at_the_size_of_a_digit_is_refused():
-    with pytest.raises(PictureError, match="too thin"):
-        fit_box(np.eye(300) > 0)
+def test_thin_lines_do_not_vanish_at_the_size_of_a_digit():
+    assert fit_box(np.eye(300) > 0).max() > 200
 
 
 def test_unreadable_files_are_refused_by_name(tmp_path):

@@ -24,7 +24,7 @@ from torch import nn
 from mnist_helpers.augment import warp_digits
 from mnist_helpers.data import PROJECT_ROOT, TRANSFORM, load_mnist
 from mnist_helpers.handwriting import predict
-from mnist_helpers.handwriting.page import AVERAGE, PictureError, find_box, resize
+from mnist_helpers.handwriting.page import PictureError, find_box
 from mnist_helpers.handwriting.predict import (
     FLOOR,
     VIEWS,
@@ -179,8 +179,10 @@ SQUARE = (120, 120)
 
 
 def enlarge(ink, factor):
-    method = Image.Resampling.BICUBIC if factor > 1 else AVERAGE
-    return resize(ink, factor, method).clip(0, 1)
+    method = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BOX
+    size = np.round(np.multiply(ink.shape[::-1], factor)).astype(int).clip(1)
+    image = Image.fromarray(ink.astype(np.float32)).resize(size, method)
+    return np.asarray(image).clip(0, 1)
 
 
 def place(ink, size, scale=1.5, shift=0):

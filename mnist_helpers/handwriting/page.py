@@ -4,7 +4,6 @@ A page is `[height, width] float32`, 0 = black, 1 = white. A mask is `[height, w
 bool`, true where there is ink.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +14,6 @@ from scipy.spatial import ConvexHull
 
 SMALLEST = 112  # pixels; smaller pages are enlarged: strokes must be many pixels wide
 AROUND = np.ones((3, 3))  # pixels that touch at a corner belong together
-AVERAGE = Image.Resampling.BOX
 
 
 class PictureError(ValueError):
@@ -32,9 +30,9 @@ def find_sheets(page: ndarray) -> Iterator[ndarray]:
         Smaller pages: what is a large rectangle, lighter or darker than all around it.
         Where the sheet ends, its paper goes on.
     """
-    small = resize(page, 128 / max(page.shape), AVERAGE)
+    small = resize(page, 128 / max(page.shape))
     dark, light = np.quantile(small, (0.1, 0.9))
-    if max(page.shape) < SMALLEST or dark >= 0.88 * light:
+    if dark >= 0.88 * light:
         return
     for share in (0.6, 0.35):  # a shadow's edge may divide it at one
         is_light = small > dark + share * (light - dark)
@@ -78,7 +76,7 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
     Raises:
         PictureError: Nothing stands out, or only shadows do.
     """
-    page = resize(page, math.ceil(SMALLEST / max(page.shape))).clip(0, 1)
+    page = resize(page, max(1, SMALLEST / max(page.shape)))
     ink = find_ink(page, blur)
     low, paper = np.quantile(ink, (0.03, 0.15))  # both are paper, even in tight crops
     noise = paper - low  # 0.84 standard deviations of normal noise
@@ -129,7 +127,8 @@ def find_ink(page: ndarray, blur: float = 1.0) -> ndarray:
 def drop_frames(mask: ndarray) -> ndarray:
     """Remove a box or a circle around something, and all that is outside.
 
-    Strokes may cross the lines of the box, and stay.
+    Strokes may cross the lines of the box, and stay. An empty box goes, an empty
+    circle is a 0.
     """
     near = max(mask.shape) // 40
     pieces, _ = ndimage.label(mask, AROUND)
@@ -138,10 +137,11 @@ def drop_frames(mask: ndarray) -> ndarray:
         if min(piece.shape) < max(mask.shape) / 4:
             continue
         closed = ndimage.binary_dilation(piece, AROUND, near)  # a circle's ends
-        whole = piece, ndimage.binary_fill_holes(closed)
-        for frame, room in (whole, _find_printed_box(piece, near)):
+        whole = piece, ndimage.binary_fill_holes(closed), 0
+        printed = *_find_printed_box(piece, near), 0.01  # a roomy one may be empty
+        for frame, room, share in (whole, printed):
             rest = mask[box] & ~frame
-            inside = (rest & room).sum()
+            inside = (rest & room).sum() + share * room.sum()
             if inside > 0.05 * frame.sum() and _has_no_notch(room):
                 mask = np.zeros_like(mask)
                 mask[box] = ndimage.binary_propagation(rest & room, AROUND, rest)
@@ -188,8 +188,7 @@ def _drop_lines_across(mask, thin):
         if start < reach and stop > width - reach:  # from border to border
             whole.append(number)
         beyond = start < columns.start and stop > columns.stop
-        # Part of a box, or below the digit; shorter, it may be the bar of a 7.
-        if beyond and size < 1.2 * (stop - start) and number not in lines[rows]:
+        if beyond and number not in lines[rows]:  # part of a box, or below the digit
             short.append(number)
     _, all_columns = find_box(others)  # the digit may be in several pieces
     fills_page = min(all_columns.start, width - all_columns.stop) < size / 4
@@ -261,7 +260,7 @@ def _has_light_ink(page):
     power forgets what is faint and wide. In doubt, ink is dark.
     """
     paper = _find_even_paper(page, 0.03)
-    page = resize(page, 128 / max(page.shape), AVERAGE)
+    page = resize(page, 128 / max(page.shape))
     if paper is not None:
         return page.max() - paper > paper - page.min()
     mean = ndimage.gaussian_filter(page, max(page.shape) / 10)
@@ -285,10 +284,11 @@ def find_box(mask: ndarray) -> tuple[slice, slice]:
     return ndimage.find_objects(mask.astype(int))[0]
 
 
-def resize(
-    page: ndarray, factor: float, method: int = Image.Resampling.BICUBIC
-) -> ndarray:
-    """Enlarge or reduce a page or a mask by a factor, to at least one pixel."""
+def resize(page: ndarray, factor: float) -> ndarray:
+    """Enlarge or reduce a page or a mask by a factor, to at least one pixel.
+
+    The filter averages where it reduces, and does not overshoot.
+    """
     height, width = (max(1, round(side * factor)) for side in page.shape)
     image = Image.fromarray(page.astype(np.float32))
-    return np.asarray(image.resize((width, height), method))
+    return np.asarray(image.resize((width, height), Image.Resampling.HAMMING))

@@ -10,7 +10,6 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor
 from mnist_helpers.data import IMAGE_SIZE, NUM_PIXELS, Digits
 from mnist_helpers.handwriting.page import (
     AROUND,
-    AVERAGE,
     PictureError,
     find_box,
     find_sheets,
@@ -114,7 +112,7 @@ def _lay_on_paper(image):
     """Put an RGBA picture on paper like its own, or else unlike its ink."""
     brightness, opacity = np.asarray(image.convert("LA")).T
     opaque = brightness[opacity == opacity.max()]
-    has_paper = opaque.size > opacity.size / 2 and np.ptp(opaque) > 127
+    has_paper = opaque.size > opacity.size / 2
     is_light = np.median(opaque) > 127  # most of the paper, or else the ink
     paper = Image.new("RGBA", image.size, "white" if is_light == has_paper else "black")
     return Image.alpha_composite(paper, image).convert("RGB")
@@ -140,21 +138,13 @@ def find_readings(image: Image.Image) -> Iterator[Tensor]:
         yield torch.tensor(page)
         return
     page = page.astype(np.float32) / 255
-    for sheet in find_sheets(page):
-        with suppress(PictureError):  # a patch of light, and the digit elsewhere
-            yield from _read_page(sheet)
-    yield from _read_page(page)
-
-
-def _read_page(page):
-    """The readings of one page; where no strokes are found, no other look is tried."""
     refusal = None
-    for look in LOOKS:
-        strokes = find_strokes(page, *look)
-        try:
-            yield fit_box(strokes)
-        except PictureError as error:
-            refusal = refusal or error
+    for part in (*find_sheets(page), page):  # the digit may be beside a patch of light
+        for look in LOOKS:
+            try:
+                yield fit_box(find_strokes(part, *look))
+            except PictureError as error:
+                refusal = refusal or error
     if refusal:
         raise refusal
 
@@ -171,15 +161,14 @@ def fit_box(mask: np.ndarray) -> Tensor:
     Raises:
         PictureError: Hardly any digit of MNIST looks like that.
     """
-    mask = np.pad(resize(mask, FINE / max(mask.shape)) > 0.5, THINNEST)
-    if not mask.any():
-        raise PictureError("the lines are too thin for their length")
+    share = resize(mask, FINE / max(mask.shape))
+    mask = np.pad(share > share.max() / 2, THINNEST)
     mask, width = _mend_strokes(mask)
     _check_strokes(mask, width)
     change = np.clip(width, THINNEST, THICKEST) - width
     ink = (_measure_edge(mask) + change / 2 + 0.5).clip(0, 1)
     ink = ink[find_box(ink > 0)]
-    ink = resize(ink, BOX / max(ink.shape), AVERAGE)
+    ink = resize(ink, BOX / max(ink.shape))
     room = np.subtract(IMAGE_SIZE, ink.shape)
     corner = np.subtract(IMAGE_SIZE // 2, ndimage.center_of_mass(ink))
     corner = corner.round().astype(int).clip(0, room)
@@ -209,16 +198,15 @@ def _mend_strokes(mask):
 def _check_strokes(mask, width):
     """Refuse what hardly any digit is; the longer side of the mask is `FINE`."""
     pieces = ndimage.label(mask, AROUND)[1]
-    holes = ndimage.label(~mask)[1] - 1
-    height = np.ptp(np.flatnonzero(mask.any(axis=1)))
-    columns = np.flatnonzero(mask.any(axis=0))
-    gap = np.diff(columns, append=columns[-1]).max()  # between two characters
-    if pieces > 3 or gap > FINE / 20 or np.ptp(columns) > 2 * height:
+    rooms = ndimage.label(~mask)[1]  # an 8 has two, and what is around it
+    height, breadth = np.ptp(np.argwhere(mask), axis=0)
+    gap = breadth + 1 - mask.any(axis=0).sum()  # columns between two characters
+    if pieces > 3 or gap > FINE / 20 or breadth > 2 * height:
         raise PictureError(
             "several characters or pieces, or too wide, not one digit: "
             "cut out one digit"
         )
-    if holes > 2 or mask.sum() / width > 4.1 * FINE:
+    if rooms > 3 or mask.sum() / width > 4.1 * FINE:
         raise PictureError("the lines are too tangled for a digit")
 
 
