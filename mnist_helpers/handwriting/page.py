@@ -4,6 +4,7 @@ A page is `[height, width] float32`, 0 = black, 1 = white. A mask is `[height, w
 bool`, true where there is ink.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -76,7 +77,7 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
     Raises:
         PictureError: Nothing stands out, or only shadows do.
     """
-    page = resize(page, max(1, SMALLEST / max(page.shape)))
+    page = resize(page, math.ceil(SMALLEST / max(page.shape)))
     ink = find_ink(page, blur)
     low, paper = np.quantile(ink, (0.03, 0.15))  # both are paper, even in tight crops
     noise = paper - low  # 0.84 standard deviations of normal noise
