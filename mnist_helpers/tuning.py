@@ -146,8 +146,9 @@ def count_missing(study: Study, wanted: int) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """One worker of a study: start one for each core, on as many machines as you like.
 
-    They share the database and stop when it holds the wanted number of results. Of a
-    worker that is stopped, only one trial is lost.
+    They share the database and stop when it holds the wanted number of results, or
+    after as many trials as were missing. Of a worker that is stopped, only one trial is
+    lost.
     """
     parser = argparse.ArgumentParser("mnist_helpers.tuning", description=main.__doc__)
     parser.add_argument("--trials", type=int, default=20, help="results in all")

@@ -10,6 +10,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ def find_readings(image: Image.Image) -> Iterator[Tensor]:
         return
     page = page.astype(np.float32) / 255
     refusal = None
-    for part in (*find_sheets(page), page):  # the digit may be beside a patch of light
+    for part in chain(find_sheets(page), [page]):  # a sheet may be a patch of light
         for look in LOOKS:
             try:
                 yield fit_box(find_strokes(part, *look))
