@@ -59,7 +59,7 @@ def watch(epochs: Iterator[Epoch], total: int, title: str = "Training") -> list[
 def write_to_terminal(text: str) -> None:
     """Overwrite a line of the terminal that papermill or Jupyter runs in, if any."""
     # The kernel has no terminal of its own, and what it prints belongs to a cell.
-    with suppress(OSError, TypeError, AttributeError, psutil.Error):
+    with suppress(Exception):  # no such line is worth an error
         path = psutil.Process().parent().terminal()
         Path(path).write_text(f"\r{text:<79}")
 

@@ -134,8 +134,7 @@ def list_runs(study: Study, base: Config) -> pd.DataFrame:
         }
         rows.append(config | row)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table = table.sort_values("accuracy", ascending=False, ignore_index=True)
-    return table.round({"accuracy": 4})
+    return table.sort_values("accuracy", ascending=False, ignore_index=True)
 
 
 def count_missing(study: Study, wanted: int) -> int:

@@ -158,7 +158,7 @@ def test_own_foreign_and_failed_runs_are_rows(project):
     foreign = {"config": {"x": 1}, "width": "big"}
     study.add_trial(optuna.trial.create_trial(value=0.5, user_attrs=foreign))
     mine = Config((300, 7), epochs=9, dropout=0.25, seed=3)
-    record_run(study, mine, make_history(0.12344))
+    record_run(study, mine, make_history(0.1234))
     record_run(study, replace(BASE, hidden=()), make_history(0.2, epochs=1))
     study.ask()  # still running
     assert (count_missing(study, 5), count_missing(study, 2)) == (2, 0)

@@ -178,7 +178,7 @@ def _drop_lines_across(mask, thin):
     width = mask.shape[1]
     lines, erasable = _find_lines(mask, thin)
     others = mask & ~erasable
-    if not others.any():
+    if not (erasable.any() and others.any()):
         return mask
     rows, columns = find_box(find_largest(others))
     size = max(mask[rows, columns].shape)
@@ -202,6 +202,8 @@ def _find_lines(mask, thin):
     """The numbers of long lines across, without the strokes that cross them."""
     wide = ndimage.maximum_filter1d(mask, thin, axis=0)  # a line may be tilted a bit
     long = ndimage.grey_opening(wide, (1, mask.shape[1] // 2 + 1))
+    if not long.any():  # the usual case, soon answered
+        return long, long
     lines, _ = ndimage.label(long, AROUND)
     crossing = ndimage.grey_opening(mask, (thin + 1, 1))
     return lines, (lines > 0) & mask & ~crossing
