@@ -88,7 +88,10 @@ def open_study(
         except Exception as error:  # a driver's, SQLAlchemy's or Optuna's
             cause = str(error.__cause__ or error).partition("\n")[0]
             if time.monotonic() - start > PATIENCE:
-                raise StudyError(f"cannot open {place}: {cause}") from None
+                raise StudyError(
+                    f"cannot open {place}: {cause}. "
+                    "If opening it was stopped before, restart the kernel."
+                ) from None
             time.sleep(0.5)
 
 
@@ -134,7 +137,9 @@ def list_runs(study: Study, base: Config) -> pd.DataFrame:
         }
         rows.append(config | row)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.sort_values("accuracy", ascending=False, ignore_index=True)
+    return table.sort_values(  # of equal runs, the first is the study's best
+        "accuracy", ascending=False, kind="stable", ignore_index=True
+    )
 
 
 def count_missing(study: Study, wanted: int) -> int:

@@ -178,9 +178,9 @@ CROSSED = (42, 45, 0, SIDE)
         (True, (40, 100, 126, 186), [CROSSED]),
         (True, (3, 99, 3, 99), [(20, 23, 0, SIDE), (80, 83, 0, SIDE)]),
         (False, (3, 99, 3, 99), [(y, y + 3, 0, SIDE) for y in (20, 50, 80)]),
-        (False, (3, 99, 3, 99), [LINE]),  # it is longer on both sides
         (True, DIGIT, [(150, 153, 80, 185)]),  # not beyond both its sides
         (True, DIGIT, [(131, 134, 40, 149)]),  # it touches the digit
+        (False, DIGIT, [LINE, (95, 150, 30, 37), (95, 150, 160, 167)]),  # a comb
     ],
 )
 def test_line_is_printed_from_border_to_border_thin_and_nearly_straight(
@@ -214,6 +214,7 @@ def is_kept(digit, other, pen=0.3, light=1):
         (DIGIT, (20, 33, 30, 43), True),  # 5% of the digit
         ((130, 180, 140, 180), (59, 79, 140, 160), False),  # too far away
         (BAR, (0, 26, 30, 40), False),
+        ((3, 99, 3, 99), LINE, False),  # it reaches both borders
         (BAR, (0, 27, 30, 40), True),  # 30% of it at the rim, else a shadow
         ((70, 120, 100, 105), LEFT, True),
         ((70, 120, 100, 106), LEFT, False),  # a shadow, if there is more

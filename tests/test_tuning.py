@@ -182,6 +182,14 @@ def test_own_foreign_and_failed_runs_are_rows(project):
         record_run(study, mine, make_history(float("nan")))
 
 
+def test_the_best_of_equal_runs_is_the_first():
+    study = open_study(TOY, BASE, None)
+    for number in range(30):
+        record_run(study, BASE, make_history(number % 2))
+    best = [f"mine {number}" for number in range(1, 30, 2)]
+    assert list(list_runs(study, BASE)["run"])[:15] == best
+
+
 def test_own_runs_within_the_ranges_teach_optuna():
     study = search(0)
     values = {"learning_rate": 0.002, "batch_size": 512, "epochs": 3}

@@ -163,15 +163,19 @@ def _find_printed_box(piece, near):
 
 
 def drop_lines(mask: ndarray) -> ndarray:
-    """Remove printed lines: from border to border, and far beyond the digit.
+    """Remove printed lines, from border to border, and what hangs on them.
 
-    So are writing lines, but neither the bar of a 7 nor the stem of a 4.
+    The bar of a 7 and the stem of a 4 stay.
     """
     thin = max(mask.shape) // 20  # first what is thinner: more is left of the digit
+    rest = mask
     for thick in (thin // 2, thin):
-        mask = _drop_lines_across(mask, thick)
-        mask = _drop_lines_across(mask.T, thick).T
-    return mask
+        rest = _drop_lines_across(rest, thick)
+        rest = _drop_lines_across(rest.T, thick).T
+    # What hangs on a line goes with it, unless the digit does.
+    pieces, _ = ndimage.label(mask, AROUND)
+    hanging = np.setdiff1d(pieces[mask & ~rest], pieces[find_largest(rest)])
+    return rest & ~np.isin(pieces, hanging)
 
 
 def _drop_lines_across(mask, thin):
@@ -180,22 +184,17 @@ def _drop_lines_across(mask, thin):
     others = mask & ~erasable
     if not (erasable.any() and others.any()):
         return mask
-    rows, columns = find_box(find_largest(others))
-    size = max(mask[rows, columns].shape)
+    size = max(mask[find_box(find_largest(others))].shape)
     reach = width // 25 + 1
-    whole, short = [], []
+    whole = []  # from border to border
     for number, (_, across) in enumerate(ndimage.find_objects(lines), 1):
-        start, stop = across.start, across.stop
-        if start < reach and stop > width - reach:  # from border to border
+        if across.start < reach and across.stop > width - reach:
             whole.append(number)
-        beyond = start < columns.start and stop > columns.stop
-        if beyond and number not in lines[rows]:  # part of a box, or below the digit
-            short.append(number)
-    _, all_columns = find_box(others)  # the digit may be in several pieces
-    fills_page = min(all_columns.start, width - all_columns.stop) < size / 4
+    _, columns = find_box(others)  # the digit may be in several pieces
+    fills_page = min(columns.start, width - columns.stop) < size / 4
     if fills_page and len(whole) < 3:
-        whole = []  # two lines may be bars of the digit
-    return mask & ~(erasable & np.isin(lines, whole + short))
+        return mask  # two lines may be bars of the digit
+    return mask & ~(erasable & np.isin(lines, whole))
 
 
 def _find_lines(mask, thin):
