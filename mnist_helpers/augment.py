@@ -16,7 +16,7 @@ ROTATION = 0.2  # radians; this and the next three are the largest deviations
 SCALE = 0.12  # a fraction, for width and height separately
 SHEAR = 0.2  # a fraction of the height
 SHIFT = 2.0  # pixels, in both directions
-ELASTIC = 2.0  # pixels, twice the standard deviation of a pixel's displacement
+ELASTIC = 1.0  # pixels, the standard deviation of a pixel's displacement
 # Of digits that MNIST's writers seldom wrote: the corners (right, down) of each stroke,
 # in a box of 20 x 20, and how far the pen strays from them at each.
 STYLES = {
@@ -51,7 +51,7 @@ def warp_digits(
     draws = torch.rand(6, len(images), **source)
     affine = _make_affine(strength * (2 * draws - 1))
     noise = torch.randn(len(images), 2, GRID * GRID, **source)
-    noise *= strength * ELASTIC / 2
+    noise *= strength * ELASTIC
     weights = torch.cat([affine, noise], dim=2)
     weights /= IMAGE_SIZE / 2  # sampling counts from -1 to 1
     places = weights @ _make_fields(images.device)  # [batch, 2, 784]

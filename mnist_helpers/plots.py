@@ -11,14 +11,11 @@ import pygments.formatters
 import pygments.lexers
 from IPython.display import display
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator
+from matplotlib.ticker import FixedLocator
 from PIL import Image
 from scipy.special import expit, logit
 from tabulate import tabulate
 from torch import Tensor
-from torchvision.utils import make_grid
-
-from mnist_helpers.data import IMAGE_SIZE
 
 # Colours by Okabe and Ito: safe for colour-blind eyes.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#999999"
@@ -30,7 +27,6 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PINK, GREY]),
-    "lines.marker": "o",
     "lines.markersize": 3,
     "legend.frameon": False,
     "image.cmap": "gray_r",  # dark ink on light paper
@@ -38,8 +34,6 @@ STYLE = {
 }
 # Decorates each function that draws: the reader's own style changes nothing.
 in_style = matplotlib.style.context(["default", STYLE])
-# The pages that nbconvert writes would show code in a proportional font.
-CODE_STYLE = "font: 12px/1.4 monospace; white-space: pre; overflow-x: auto"
 ACCURACY_TICKS = [0, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1]
 
 
@@ -70,20 +64,20 @@ def make_axes(
 
 @in_style
 def plot_digits(
-    images: Tensor, captions: list = (), title: str = "", columns: int = 10, **options
+    images: Tensor, captions: list = (), title: str = "", **options
 ) -> Figure:
-    """Images `[N, 28, 28]` in rows, below their captions; `options` go to `imshow`."""
-    gap = 7 if captions else 2  # pixels
-    step = gap + IMAGE_SIZE
-    rows = math.ceil(len(images) / columns) or 1
-    figure, ax = make_axes(size=(9, 9 * rows / columns + 0.3))
-    for index, caption in enumerate(captions[: len(images)]):
-        row, column = divmod(index, columns)
-        middle = column * step + gap + IMAGE_SIZE / 2
-        ax.text(middle, row * step + gap - 1, caption, ha="center")
-    if len(images):
-        page = make_grid(images[:, None].float(), columns, gap)[0]  # of three channels
-        ax.imshow(page.numpy(force=True), **options)
+    """Images `[N, 28, 28]` in rows of ten, below their captions, if there are any.
+
+    `options` go to `imshow`. Without `vmin` and `vmax`, each image has its own greys.
+    """
+    rows = math.ceil(len(images) / 10) or 1
+    figure, ax = make_axes(size=(9, 0.9 * rows + 0.4))
+    for index, image in enumerate(images.numpy(force=True)):
+        row, column = divmod(index, 10)
+        ax.imshow(image, extent=(column, column + 0.9, row + 0.9, row), **options)
+        if captions:
+            ax.text(column + 0.45, row, captions[index], ha="center", va="center")
+    ax.set(xlim=(0, 10), ylim=(rows, -0.2))
     ax.axis("off")
     figure.suptitle(title)
     return figure
@@ -122,7 +116,7 @@ def plot_history(history: list, total: int, title: str) -> Figure:
     table = pd.DataFrame(history)
     losses = {"training": table.train_loss}
     validated = not table.validation_loss.hasnans
-    figure, _ = make_axes(1, 1 + validated, (9, 3.1))
+    figure, _ = make_axes(1, 1 + validated, (9, 3.1), sharex=True)
     left, *right = figure.axes
     if validated:
         losses["validation"] = table.validation_loss
@@ -131,17 +125,15 @@ def plot_history(history: list, total: int, title: str) -> Figure:
         set_accuracy_scale(right[0])
     plot_lines(table.number, losses, "", "epoch", "mean loss (nats), log scale", left)
     set_loss_scale(left)
-    for ax in figure.axes:
-        ax.set_xlim(0, total + 0.5)
-        ax.locator_params("x", integer=True)
+    left.set_xlim(0, total + 0.5)
+    left.locator_params("x", integer=True)
     figure.suptitle(title, wrap=True)
     return figure
 
 
 def set_loss_scale(ax) -> None:
     """A log scale with plain numbers at 1, 2 and 5 times the powers of ten."""
-    ax.set_yscale("log")
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5), numticks=5))
+    ax.set_yscale("log", subs=(2, 5))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("{x:g}")
 
@@ -150,15 +142,15 @@ def set_accuracy_scale(ax) -> None:
     """Spread the y axis of what is drawn: 90%, 99% and 99.9% are about evenly spaced.
 
     The data stay fractions. The axis reaches from a tick below the lowest of them to
-    the one at or above the highest.
+    the one at or above the highest; around a single value, somewhat further.
     """
 
     def stretch(accuracy):  # matplotlib's own `logit` has no place for 0 and 1
         return logit(np.clip(accuracy, 0.04, 0.9998))
 
-    panels = ax.get_shared_y_axes().get_siblings(ax)
-    limits = np.clip([panel.dataLim.intervaly for panel in panels], 0.01, 1)
-    first, last = np.searchsorted(ACCURACY_TICKS, [limits.min(), limits.max()])
+    ax.margins(y=0)
+    limits = np.clip(ax.get_ylim(), 0.01, 1)  # of all panels that share the axis
+    first, last = np.searchsorted(ACCURACY_TICKS, limits)
     ticks = ACCURACY_TICKS[first - 1 : last + 1]
     ax.set_yscale("function", functions=(stretch, expit))
     ax.set_ylim(ticks[0], ticks[-1])
@@ -169,7 +161,10 @@ def set_accuracy_scale(ax) -> None:
 def show_source(*objects) -> None:
     """Show the coloured code of functions, classes or modules."""
     code = "\n\n".join(inspect.getsource(item) for item in objects)
-    page = pygments.formatters.HtmlFormatter(prestyles=CODE_STYLE)
+    # Else the pages that nbconvert writes would show it in a proportional font.
+    page = pygments.formatters.HtmlFormatter(
+        prestyles="font: 12px/1.4 monospace; white-space: pre; overflow-x: auto"
+    )
     html = pygments.highlight(code, pygments.lexers.PythonLexer(), page)
     display({"text/plain": code, "text/html": html}, raw=True)
 

@@ -89,13 +89,14 @@ def has_bfloat16(device: torch.device) -> bool:
     24. Other processors imitate them, which is slower than float32. Some virtual
     machines announce AMX and stop whoever uses it, so another process tries it first.
     """
+    if device.type != "cpu":
+        return False
     # `dict` stands in where an older PyTorch has no such function.
-    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)
-    capabilities = get_capabilities() if device.type == "cpu" else {}
-    if not capabilities.get("amx_bf16"):
-        return capabilities.get("avx512_bf16", False)
-    program = "import torch; x = torch.ones(1024, 1024).bfloat16(); x @ x"
-    return subprocess.call([sys.executable, "-c", program]) == 0
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("amx_bf16"):
+        program = "import torch; x = torch.ones(1024, 1024).bfloat16(); x @ x"
+        return subprocess.call([sys.executable, "-c", program]) == 0
+    return capabilities.get("avx512_bf16", False)
 
 
 def make_model(config: Config, device="cpu") -> MLP:

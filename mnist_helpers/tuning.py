@@ -19,7 +19,6 @@ from mnist_helpers.training import Config, Epoch
 # What all trials of the command share; the notebook's `STUDY` (1.2) is the same.
 BASE = Config(batch_norm=True, optimizer="adamw", one_cycle=True, weight_decay=0.2)
 SEARCHED = ["learning_rate", "batch_size", "epochs", "hidden"]
-COLUMNS = ["run", "accuracy", *SEARCHED, "also"]
 PATIENCE = 10  # seconds; other workers may be making the tables of a new database
 
 
@@ -97,11 +96,11 @@ def open_study(
 
 def describe_changes(config: dict, base: Config) -> str:
     """How `config` differs from `base` in what the study does not search."""
-    changes = []
-    for name, value in config.items():
-        if name not in SEARCHED and value != getattr(base, name, None):
-            changes.append(f"{name}={value}")
-    return ", ".join(changes)
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in config.items()
+        if name not in SEARCHED and value != getattr(base, name, None)
+    )
 
 
 def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
@@ -119,9 +118,12 @@ def record_run(study: Study, config: Config, history: list[Epoch]) -> None:
     with suppress(ValueError, Warning), catch_warnings(action="error"):
         if suggest_config(drawn, config) == config:  # all within the ranges
             searched = {"params": drawn.params, "distributions": drawn.distributions}
-    accuracy = history[-1].validation_accuracy
-    attributes = {"run": "mine", "config": noted}
-    study.add_trial(create_trial(value=accuracy, user_attrs=attributes, **searched))
+    trial = create_trial(
+        value=history[-1].validation_accuracy,
+        user_attrs={"run": "mine", "config": noted},
+        **searched,
+    )
+    study.add_trial(trial)
 
 
 def list_runs(study: Study, base: Config) -> pd.DataFrame:
@@ -136,7 +138,7 @@ def list_runs(study: Study, base: Config) -> pd.DataFrame:
             "also": describe_changes(config, base),
         }
         rows.append(config | row)
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=["run", "accuracy", *SEARCHED, "also"])
     return table.sort_values(  # of equal runs, the first is the study's best
         "accuracy", ascending=False, kind="stable", ignore_index=True
     )
