@@ -218,14 +218,14 @@ def test_thin_lines_do_not_vanish_at_the_size_of_a_digit():
 
 def test_unreadable_files_are_refused_by_name(tmp_path):
     file = tmp_path / "seven.png"
-    with pytest.raises(PictureError, match=r"seven\.png cannot .*\(No such file"):
+    with pytest.raises(PictureError, match=r"read .*seven\.png as .*No such file"):
         open_picture(file)
     content = save(SEVEN).getvalue()
     for damaged in (b"", b"<html>", content[: len(content) // 2]):
         file.write_bytes(damaged)
-        with pytest.raises(PictureError, match=r"seven\.png cannot .*a PNG or JPEG"):
+        with pytest.raises(PictureError, match=r"seven\.png as a PNG"):
             open_picture(file)
-        with pytest.raises(PictureError, match="the picture cannot be read"):
+        with pytest.raises(PictureError, match="cannot read the picture"):
             open_picture(damaged)
 
 
@@ -234,17 +234,17 @@ def test_huge_pictures_are_read_or_refused_for_their_size(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     assert open_picture(save(SEVEN)).size == (60, 80)
     larger = save(np.kron(SEVEN, np.ones((2, 2), np.uint8)))
-    with pytest.raises(PictureError, match=r"Image size .*not huge"):
+    with pytest.raises(PictureError, match="Image size"):
         open_picture(larger)
     assert open_picture(Image.new("L", (4000, 3000))).size == (500, 375)
 
 
 def test_what_is_no_picture_is_refused():
     for source, reason in (
-        (None, "cannot be read"),
-        ("\0", "cannot be read"),
-        (np.zeros((0, 5)), "cannot be read"),
-        (Image.new("RGBA", (5, 0)), "cannot be read"),
+        (None, "cannot read"),
+        ("\0", "cannot read"),
+        (np.zeros((0, 5)), "cannot read"),
+        (Image.new("RGBA", (5, 0)), "cannot read"),
         (np.zeros(9), r"expected .* got \[9\]"),
         (np.zeros((9, 9, 5)), r"expected .* got \[9, 9, 5\]"),
         (np.where(SEVEN > 99, 1, np.nan), "expected .* finite numbers"),

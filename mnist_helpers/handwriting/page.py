@@ -78,7 +78,8 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
         PictureError: Nothing stands out, or only shadows do.
     """
     page = resize(page, math.ceil(SMALLEST / max(page.shape)))
-    ink = find_ink(page, blur)
+    smooth = smooth_page(page, blur)
+    ink = find_ink(smooth)
     low, paper = np.quantile(ink, (0.03, 0.15))  # both are paper, even in tight crops
     noise = paper - low  # 0.84 standard deviations of normal noise
     ink -= paper + 0.8 * noise
@@ -94,7 +95,7 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
     if not mask.any():
         raise PictureError("nothing but printed lines stands out from the paper")
     is_faint = contrast < 0.5 and _find_even_paper(page) is None
-    mask = _drop_others(mask, ink**3, is_faint)
+    mask = _drop_others(mask, ink**3, smooth, is_faint)
     box = find_box(mask)
     if max(mask[box].shape) < max(page.shape) / 4:
         # Smoothed less, as it is smaller.
@@ -102,22 +103,28 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
     return mask[box]
 
 
-def find_ink(page: ndarray, blur: float = 1.0) -> ndarray:
-    """Measure how much darker than its paper each pixel is; light ink counts, too.
+def smooth_page(page: ndarray, blur: float = 1.0) -> ndarray:
+    """A page with less noise, or its negative if its ink is light.
+
+    `blur` as in `find_strokes`.
+    """
+    if _has_light_ink(page):
+        page = 1 - page
+    return ndimage.gaussian_filter(page, blur * max(page.shape) / 224)
+
+
+def find_ink(page: ndarray) -> ndarray:
+    """Measure how much darker than its paper each pixel is.
 
     The paper's brightness under the ink is found by a morphological closing: it fills
     dark lines narrower than its window, but follows a shadow's edge.
 
     Args:
-        page: The picture.
-        blur: As in `find_strokes`.
+        page: What `smooth_page` gives.
 
     Returns:
         `[height, width] float32`, a fraction: 0 = paper.
     """
-    if _has_light_ink(page):
-        page = 1 - page
-    page = ndimage.gaussian_filter(page, blur * max(page.shape) / 224)
     half = max(page.shape) // 6
     wide = np.pad(page, half, mode="edge")  # beyond the border, the paper goes on
     paper = ndimage.grey_closing(wide, 2 * half + 1)
@@ -208,19 +215,26 @@ def _find_lines(mask, thin):
     return lines, (lines > 0) & mask & ~crossing
 
 
-def _drop_others(mask, weight, faint):
+def _drop_others(mask, weight, page, faint):
     """Keep the digit's own pieces: no shadow, no speck, no neighbour that is cut off.
 
     `weight` says how much each pixel counts; `faint` ink may be a shadow.
     """
     pieces, count = ndimage.label(mask, AROUND)
     numbers = np.arange(1, count + 1)
-    margin = max(mask.shape) // 25
-    rim = np.ones_like(mask)
-    rim[margin:-margin, margin:-margin] = False
-    at_rim = ndimage.mean(rim, pieces, numbers)  # the share of each one
     weights = ndimage.sum_labels(weight, pieces, numbers)
-    shadow = at_rim > (0.05 if faint else 0.3)  # a stroke only ends there
+    # Around ink all is lighter, at the edge of a shadow only one side. What lies beyond
+    # the border counts as dark.
+    margin = max(mask.shape) // 25
+    page = np.pad(page, margin)
+    inside = np.pad(pieces, margin)
+    window = 2 * margin + 1
+    edge = ndimage.maximum_filter(page * (inside > 0), window)
+    around = ndimage.maximum_filter(inside, window)
+    around[inside > 0] = 0
+    size = ndimage.sum_labels(around > 0, around, numbers)
+    dark = ndimage.sum_labels(page <= edge, around, numbers)
+    shadow = dark > (0.15 if faint else 0.3) * size
     cut = np.isin(numbers, pieces[:, [0, -1]])  # by the left or the right border
     others = np.where(shadow | cut, 0, weights)
     if others.max() > 0.1 * weights.max():

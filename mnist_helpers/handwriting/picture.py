@@ -60,9 +60,8 @@ def open_picture(source) -> Image.Image:
     except PictureError:
         raise
     except Exception as error:  # Pillow raises nearly anything for a damaged file
-        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PictureError(
-            f"{name} cannot be read ({cause:.99}): is it a PNG or JPEG, not huge?"
+            f"cannot read {name} as a PNG, a JPEG or the like: {error!r:.99}"
         ) from None
 
 
