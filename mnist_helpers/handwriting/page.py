@@ -235,7 +235,8 @@ def _drop_others(mask, weight, page, faint):
     size = ndimage.sum_labels(around > 0, around, numbers)
     dark = ndimage.sum_labels(page <= edge, around, numbers)
     shadow = dark > (0.15 if faint else 0.3) * size
-    cut = np.isin(numbers, pieces[:, [0, -1]])  # by the left or the right border
+    sides = np.hstack([pieces[:, :margin], pieces[:, -margin:]])
+    cut = np.isin(numbers, sides)  # by the left or the right border
     others = np.where(shadow | cut, 0, weights)
     if others.max() > 0.1 * weights.max():
         weights = others
