@@ -202,10 +202,10 @@ def folder(toy_mnist, monkeypatch):
     return toy_mnist.parents[1]
 
 
-def check_missing(folder, cause, download=True):
+def check_missing(folder, cause, *download):
     """One message: folder, cause, the four files and sizes, where to get them."""
     with pytest.raises(DataMissingError, match=cause) as caught:
-        load_mnist(folder, download)
+        load_mnist(folder, *download)
     first, *_, second, a, b, c, d = str(caught.value).splitlines()
     assert first.startswith(f"MNIST is not complete in {folder / data.RAW}: ")
     assert MNIST.mirrors[0] in second
@@ -244,12 +244,12 @@ def test_failed_downloads(folder, server, monkeypatch):
             check_missing(folder, cause)
     assert socket.getdefaulttimeout() is None  # the impatience ends with the download
     monkeypatch.setattr(MNIST, "mirrors", [f"{server}good/"])
-    check_loaded(folder, download=True)  # what the others left is not in the way
+    check_loaded(folder, True)  # what the others left is not in the way
     monkeypatch.setattr(MNIST, "mirrors", [])
     check_loaded(folder)  # the next time needs no server
 
 
 def test_incomplete_folder_and_its_archives(folder):
-    check_missing(folder, "download=True", download=False)
+    check_missing(folder, "download=True", False)
     fill(folder / data.RAW)
-    check_loaded(folder, download=True)
+    check_loaded(folder, True)
