@@ -104,9 +104,9 @@ def find_strokes(page: ndarray, darkness: float = 0.42, blur: float = 1.0) -> nd
 
 
 def smooth_page(page: ndarray, blur: float = 1.0) -> ndarray:
-    """A page with less noise, or its negative if its ink is light.
+    """A page with less noise; where the ink is light, the negative of it.
 
-    `blur` as in `find_strokes`.
+    `blur` is that of `find_strokes`.
     """
     if _has_light_ink(page):
         page = 1 - page
@@ -224,7 +224,7 @@ def _drop_others(mask, weight, page, faint):
     numbers = np.arange(1, count + 1)
     weights = ndimage.sum_labels(weight, pieces, numbers)
     # Around ink all is lighter, at the edge of a shadow only one side. What lies beyond
-    # the border counts as dark.
+    # the border (padded with 0, as black) counts as dark.
     margin = max(mask.shape) // 25
     page = np.pad(page, margin)
     inside = np.pad(pieces, margin)
